@@ -1,0 +1,1 @@
+"""The vocabulary of pdray: plain data and errors. Imports the standard library only."""

@@ -1,0 +1,86 @@
+"""Every error that pdray raises on purpose.
+
+::
+
+    PdrayError
+    +-- ConfigError                 the YAML: names file, key, value and what is accepted
+    +-- InvalidRequestError         the client's fault (400); carries the parameter's name
+    |   +-- ModelNotFoundError      (404)
+    +-- OverloadedError             past a bound (429); carries retry_after_s
+    +-- UnavailableError            no worker can serve this now (503)
+    +-- WorkerLostError             a worker died under a request, or cut its link (503)
+    +-- SlowReaderError             the client fell too far behind its own stream
+    +-- UnsupportedModelError       a model that pdray cannot serve, with the reason
+    +-- LayoutMismatchError         two pools whose KV layouts cannot be converted
+    +-- TransferError               a read of a peer's blocks failed
+    +-- LinkError                   a link could not be made or was lost
+    |   +-- LinkRefusedError        the peer refused it: key, wire version or layout
+    +-- IllegalTransitionError      a state machine was asked for an arrow it has not
+"""
+
+from __future__ import annotations
+
+
+class PdrayError(Exception):
+    """Base of all of pdray's own errors."""
+
+
+class ConfigError(PdrayError):
+    """A configuration file says something that cannot be."""
+
+
+class InvalidRequestError(PdrayError):
+    """The request itself is wrong; ``param`` names the field where one is at fault."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """The request names a model that is not served here."""
+
+
+class OverloadedError(PdrayError):
+    """A queue is at its bound; worth another try after ``retry_after_s``."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnavailableError(PdrayError):
+    """No worker can take the request now, and waiting was not possible."""
+
+
+class WorkerLostError(PdrayError):
+    """The worker that ran the request died, or its link broke."""
+
+
+class SlowReaderError(PdrayError):
+    """The client did not read its stream, and the bound on what is kept for it was reached."""
+
+
+class UnsupportedModelError(PdrayError):
+    """The model cannot be served; the message says why."""
+
+
+class LayoutMismatchError(PdrayError):
+    """Two workers' KV layouts cannot be converted into each other; the message has both."""
+
+
+class TransferError(PdrayError):
+    """A read of a peer's blocks failed, or the peer is unknown."""
+
+
+class LinkError(PdrayError):
+    """A link could not be made, or was lost."""
+
+
+class LinkRefusedError(LinkError):
+    """The peer refused the link: wrong key, unlike wire version or layout."""
+
+
+class IllegalTransitionError(PdrayError):
+    """A state machine was asked for a transition that its table does not have."""

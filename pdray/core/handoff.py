@@ -1,0 +1,47 @@
+"""What a prefill worker and a decode worker agree on before a prompt runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdray.core.request import Request, WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handoff:
+    """A prefill worker's offer: reserve blocks for this request, and pull them from me.
+
+    ``lease_s`` is a duration on each side's own clock. ``frontend_id`` names whom the decode
+    worker sends its tokens to.
+    """
+
+    lease_id: str
+    request: Request
+    attempt: int
+    frontend_id: str
+    owner_id: WorkerId
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRun:
+    """A stretch of one KV group's block table: logical blocks ``first_block``,
+    ``first_block + 1``, ... live in ``block_ids``."""
+
+    group_id: int
+    first_block: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watermark:
+    """How far a lease's blocks may be read: cumulative, so a lost or doubled one does no harm.
+
+    ``runs`` are all blocks published so far. ``first_token_id`` is set once the whole prompt
+    is computed: with it, decode can go on.
+    """
+
+    lease_id: str
+    ready_tokens: int
+    runs: tuple[BlockRun, ...]
+    first_token_id: int | None

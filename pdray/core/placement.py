@@ -1,0 +1,62 @@
+"""The controller's answer to "where does this request run?"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pdray.core.request import WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAddress:
+    """Where a worker's link listens, and the key that opens it (never printed)."""
+
+    worker_id: WorkerId
+    host: str
+    port: int
+    link_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementAsk:
+    """A request as the controller sees it: lengths, never tokens."""
+
+    request_id: str
+    num_prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A prefill worker, and decode workers in order of preference (bound late: the first
+    that can reserve blocks when the prompt is about to run gets the request)."""
+
+    request_id: str
+    prefill: WorkerAddress
+    decode_candidates: tuple[WorkerAddress, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queued:
+    """Not yet: the answer comes through the controller's ``wait`` call."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The controller will not place this request. ``retry_after_s`` is None where trying
+    again cannot help."""
+
+    request_id: str
+    reason: str
+    retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingLimits:
+    """The longest sequence (prompt and output tokens) that the live workers take:
+    by the model's length, and by the KV memory of the smallest worker that must hold it."""
+
+    max_model_len: int
+    max_sequence_tokens: int

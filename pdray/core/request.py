@@ -1,0 +1,126 @@
+"""What a client asked for and what it gets back: plain data that every layer shares."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NewType
+
+from pdray.core.errors import IllegalTransitionError
+
+WorkerId = NewType("WorkerId", str)
+"""Names one life of one worker: a restarted worker has another id."""
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended well; the first two are OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class RequestState(enum.StrEnum):
+    """Where a request is.
+
+    ::
+
+        QUEUED -> PREFILLING -> TRANSFERRING -> DECODING -> FINISHED
+          ^           |  |           |             |
+          |           |  +-----------|-------------|------> FINISHED (one token, or a stop)
+          +-----------+--------------+-------------+  placed again: the next attempt
+        and from every state but the last three -> FAILED | CANCELLED
+    """
+
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    TRANSFERRING = "transferring"
+    DECODING = "decoding"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return not _NEXT_STATES[self]
+
+    def advance(self, state: RequestState) -> RequestState:
+        """Return ``state``; raises IllegalTransitionError where the picture has no such arrow."""
+        if state not in _NEXT_STATES[self]:
+            raise IllegalTransitionError(f"a request that is {self} cannot become {state}")
+        return state
+
+
+_ENDS = {RequestState.FAILED, RequestState.CANCELLED}
+_NEXT_STATES: dict[RequestState, set[RequestState]] = {
+    RequestState.QUEUED: {RequestState.PREFILLING} | _ENDS,
+    RequestState.PREFILLING: {
+        RequestState.TRANSFERRING,
+        RequestState.FINISHED,
+        RequestState.QUEUED,
+    }
+    | _ENDS,
+    RequestState.TRANSFERRING: {RequestState.DECODING, RequestState.FINISHED, RequestState.QUEUED}
+    | _ENDS,
+    RequestState.DECODING: {RequestState.FINISHED, RequestState.QUEUED} | _ENDS,
+    RequestState.FINISHED: set(),
+    RequestState.FAILED: set(),
+    RequestState.CANCELLED: set(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when they end.
+
+    ``seed`` is always set: the frontend draws one where the user gave none, so that a request
+    placed again draws the same noise (it is counter-based, per seed and output index).
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt and what is wanted of it; ``n`` choices of one API call are n requests.
+
+    ``output_token_ids`` are those that earlier attempts have already sent to the client: they
+    are computed again with the prompt, and count towards ``max_tokens``.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def max_total_tokens(self) -> int:
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenChunk:
+    """New tokens of one attempt of a request; ``index`` is the output index of the first.
+
+    ``decode_worker_id`` is set on a prefill worker's chunk only: who goes on from here.
+    """
+
+    request_id: str
+    attempt: int
+    index: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    decode_worker_id: WorkerId | None

@@ -1,0 +1,68 @@
+"""Frozen numbers of workers, and the view of a fleet that policies read."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pdray.core.placement import WorkerAddress
+from pdray.core.request import WorkerId
+
+
+class Role(enum.Flag):
+    """What a worker admits: a mask, as every worker can do both."""
+
+    PREFILL = enum.auto()
+    DECODE = enum.auto()
+    MIXED = PREFILL | DECODE
+
+    @classmethod
+    def parse(cls, name: str) -> Role:
+        """``prefill``, ``decode`` or ``mixed``; raises KeyError for anything else."""
+        return cls[name.upper()]
+
+
+class WorkerState(enum.StrEnum):
+    """STARTING -> READY -> DRAINING -> STOPPED, and from any of them -> FAILED."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerInfo:
+    """What does not change in a worker's life."""
+
+    worker_id: WorkerId
+    pool: str
+    node_group: str
+    role: Role
+    address: WorkerAddress
+    layout_digest: str
+    num_blocks: int
+    max_batch_size: int
+    max_tokens_per_step: int
+    max_model_len: int
+    max_sequence_tokens: int
+    """Prompt and output tokens of the longest sequence that its empty KV memory could hold,
+    never more than ``max_model_len``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSnapshot:
+    """A worker's numbers at one moment of its own clock. No defaults: a producer that forgets
+    a field is found by mypy."""
+
+    worker_id: WorkerId
+    state: WorkerState
+    taken_at: float
+    num_waiting: int
+    num_running: int
+    prefill_backlog_tokens: int
+    num_blocks: int
+    num_free_blocks: int
+    num_held_blocks: int
+    num_quarantined_blocks: int

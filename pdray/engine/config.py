@@ -1,0 +1,24 @@
+"""What an engine is told about itself: its limits, its device and its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One worker's engine settings, with node group overrides applied and sizes in bytes.
+
+    ``block_size``, ``max_tokens_per_step`` and ``max_model_len`` count tokens; ``num_threads``
+    None leaves torch's own choice.
+    """
+
+    block_size: int
+    kv_cache_bytes: int
+    max_tokens_per_step: int
+    max_batch_size: int
+    max_model_len: int
+    attention_backend: str
+    device: str
+    dtype: str
+    num_threads: int | None

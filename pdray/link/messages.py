@@ -1,0 +1,102 @@
+"""Every message on a link, and the wire version that both ends must share."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pdray.core.handoff import Handoff, Watermark
+from pdray.core.placement import WorkerAddress
+from pdray.core.request import Request, TokenChunk
+
+WIRE_VERSION = 1
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The first message each way. Workers add their layout and how their blocks are read."""
+
+    wire_version: int
+    peer_id: str
+    layout_digest: str | None
+    layout_text: str | None
+    transfer_description: bytes | None
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of a request, and where its decode may run, best first."""
+
+    request: Request
+    attempt: int
+    decode_candidates: tuple[WorkerAddress, ...]
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frontend to prefill worker: run these."""
+
+    submissions: tuple[Submission, ...]
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frontend to any worker: end these attempts (and older ones), known or not yet known."""
+
+    attempts: tuple[tuple[str, int], ...]
+
+
+class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Worker to frontend: what one step made, for all of this frontend's requests."""
+
+    chunks: tuple[TokenChunk, ...]
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Worker to frontend: this attempt ended badly, for ``reason``."""
+
+    request_id: str
+    attempt: int
+    reason: str
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Prefill to decode worker: reserve blocks for this."""
+
+    handoff: Handoff
+
+
+class OfferReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Decode to prefill worker: reserved, or why not."""
+
+    lease_id: str
+    refusal: str | None
+
+
+class Publish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Prefill to decode worker: these blocks may be read now."""
+
+    watermark: Watermark
+
+
+class Withdraw(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Prefill to decode worker: the request is over; acknowledge once no read is in flight."""
+
+    lease_id: str
+
+
+class Acknowledge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Decode to prefill worker: no read of this lease is in flight or will be; it ends.
+    ``failure`` is set where the blocks did not arrive."""
+
+    lease_id: str
+    failure: str | None
+
+
+Message = (
+    Hello
+    | Submit
+    | Cancel
+    | Tokens
+    | Failed
+    | Offer
+    | OfferReply
+    | Publish
+    | Withdraw
+    | Acknowledge
+)

@@ -1,0 +1,69 @@
+"""What moves KV blocks between workers: the reader pulls, nobody writes into a peer."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+TransferId = NewType("TransferId", int)
+
+
+class TransferState(enum.StrEnum):
+    """PENDING until the read can touch memory no more; then DONE or FAILED, for good."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVRegion:
+    """A worker's KV arena as a transport sees it: ``num_blocks`` equal blocks, back to back.
+
+    ``address`` is in bytes; ``device_id`` is None for host memory, else the CUDA device.
+    """
+
+    address: int
+    num_blocks: int
+    block_bytes: int
+    device_id: int | None
+
+
+class Transport(Protocol):
+    """Reads blocks from peers' arenas into one's own.
+
+    One thread owns a transport and makes every call; no call blocks for the length of a read.
+    A read cannot be taken back: its destination blocks must stay untouched until ``poll`` says
+    DONE or FAILED, whoever has lost interest in it (DESIGN.md section 5).
+    """
+
+    name: str
+
+    def describe(self) -> bytes:
+        """What a peer needs for its ``add_peer``: opaque, and small enough for one message."""
+
+    def add_peer(self, peer_id: str, description: bytes) -> None:
+        """Makes ``peer_id`` readable; a known peer is replaced. Raises TransferError where the
+        description is no good or its block size is another."""
+
+    def remove_peer(self, peer_id: str) -> None:
+        """Forgets a peer; unknown ones are ignored. Its pending reads end as FAILED or DONE."""
+
+    def pull(
+        self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
+    ) -> TransferId:
+        """Starts to copy remote block i into local block i, whole blocks, same length lists.
+        Raises TransferError for an unknown peer, unlike or empty lists, an id out of range, or
+        a peer that has gone."""
+
+    def poll(self, transfer_id: TransferId) -> TransferState:
+        """Moves this and all other reads on. The id is forgotten once DONE or FAILED was
+        returned."""
+
+    def progress(self) -> None:
+        """Moves peers' reads of *our* blocks on: an owner calls it while it is being read."""
+
+    def close(self) -> None:
+        """Releases registrations and connections. Nothing may be called after it."""
