@@ -1,0 +1,255 @@
+"""The YAML config as frozen models, and the only place that reads environment variables.
+
+``parse_config`` and ``load_config`` are the doors: they refuse unknown keys and run the checks
+that span several keys (``pdray/config_checks.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pdray import __version__
+from pdray.config_checks import problems_of
+from pdray.config_report import config_error, require_mapping, validation_problems
+from pdray.config_yaml import read_yaml
+from pdray.engine.config import EngineConfig
+
+DEMO_MODEL = "demo"
+DEMO_MODEL_NAME = "gemma-3-270m"
+
+_SIZE_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse_size(value: object) -> object:
+    """Bytes of ``512MiB`` or ``2GiB``; what is no text is left to the integer check."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None or match[2] not in _SIZE_UNITS:
+        raise ValueError("should be a number of bytes, or one such as 512MiB or 2GiB")
+    return int(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+def _mode(value: str) -> str:
+    if value in {"soft", "service", "auto"}:
+        raise ValueError("not in this version, comes later; accepted: pooled")
+    if value != "pooled":
+        raise ValueError("accepted: pooled")
+    return value
+
+
+def _block_size(value: int) -> int:
+    if value <= 0 or value % 16:
+        raise ValueError("should be a multiple of 16 (prefix hashes are over 16 tokens)")
+    return value
+
+
+def _matching(pattern: str, accepted: str) -> Callable[[str], str]:
+    """A check that says what is accepted, where a bare pattern would not."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(accepted)
+        return value
+
+    return check
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+BlockSize = Annotated[int, AfterValidator(_block_size)]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Device = Annotated[
+    str, AfterValidator(_matching(r"cpu|cuda(:\d+)?", "accepted: cpu, cuda, cuda:N"))
+]
+Name = Annotated[
+    str,
+    AfterValidator(
+        _matching(
+            r"[a-z0-9][a-z0-9_-]{0,62}",
+            "should have lower-case letters, digits, - and _ only, at most 63",
+        )
+    ),
+]
+"""Part of actor names and metric labels, so lower-case and plain."""
+
+
+class Section(BaseModel):
+    """A part of the file: frozen, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class EngineSettings(Section):
+    """A pool's engine."""
+
+    block_size: BlockSize = 16
+    kv_cache_bytes: Size | None = None
+    kv_memory_fraction: Fraction | None = None
+    max_tokens_per_step: Count = 512
+    max_batch_size: Count = 16
+    max_model_len: Count = 4096
+    num_threads: Count | None = None
+    attention_backend: str = "sdpa"
+    device: Device = "cpu"
+
+
+class EngineOverrides(Section):
+    """A node group's own engine settings; None leaves the pool's."""
+
+    block_size: BlockSize | None = None
+    kv_cache_bytes: Size | None = None
+    kv_memory_fraction: Fraction | None = None
+    max_tokens_per_step: Count | None = None
+    max_batch_size: Count | None = None
+    max_model_len: Count | None = None
+    num_threads: Count | None = None
+    attention_backend: str | None = None
+    device: Device | None = None
+
+
+class NodeGroupConfig(Section):
+    """Machines of one kind: the custom Ray resource they carry, and what a worker takes."""
+
+    resource: Annotated[str, Field(min_length=1)] | None = None
+    resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: {"CPU": 1.0}
+    )
+    engine: EngineOverrides = EngineOverrides()
+
+
+class PoolConfig(Section):
+    """Equal workers. ``node_groups`` are in order of preference."""
+
+    role: Literal["prefill", "decode", "mixed"]
+    replicas: Count = 1
+    node_groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    engine: EngineSettings
+
+
+class SloConfig(Section):
+    """What a request should get; ``percentile`` of them must."""
+
+    ttft_s: Seconds = 2.0
+    itl_s: Seconds = 0.2
+    percentile: Fraction = 0.99
+
+
+class TransferConfig(Section):
+    transport: str = "nixl"
+    lease_s: Seconds = 30.0
+
+
+class ControllerConfig(Section):
+    placement: str = "least_loaded"
+    max_queued_requests: Annotated[int, Field(ge=0)] = 256
+    queue_timeout_s: Seconds = 60.0
+    worker_lease_s: Seconds = 60.0
+    unused_exit_s: Seconds = 30.0
+
+
+class ServeConfig(Section):
+    application: Name = "pdray"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    route_prefix: Annotated[str, AfterValidator(_matching(r"/.*", "should start with /"))] = "/"
+    ingress_replicas: Count = 1
+    max_ongoing_requests: Count = 1024
+    slow_reader_tokens: Count = 4096
+    startup_timeout_s: Seconds = 600.0
+
+
+class PdrayConfig(Section):
+    """The whole file. Make it with ``load_config`` or ``parse_config``, which check it."""
+
+    model: Annotated[str, Field(min_length=1)]
+    served_model_name: Annotated[str, Field(min_length=1)] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mode: Annotated[str, AfterValidator(_mode)] = "pooled"
+    node_groups: Annotated[dict[Name, NodeGroupConfig], Field(min_length=1)]
+    pools: Annotated[dict[Name, PoolConfig], Field(min_length=1)]
+    slo: SloConfig = SloConfig()
+    transfer: TransferConfig = TransferConfig()
+    controller: ControllerConfig = ControllerConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return DEMO_MODEL_NAME if self.model == DEMO_MODEL else Path(self.model).name
+
+    @property
+    def generation(self) -> str:
+        """Names what the workers and their controller run: another hash, other workers."""
+        facts = self.model_dump(mode="json", exclude={"serve", "served_model_name"})
+        text = json.dumps([__version__, facts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def engine_settings(self, pool: str, node_group: str) -> EngineSettings:
+        """The pool's settings with the node group's own on top."""
+        changes = self.node_groups[node_group].engine.model_dump(exclude_none=True)
+        if changes.keys() & {"kv_cache_bytes", "kv_memory_fraction"}:
+            changes = {"kv_cache_bytes": None, "kv_memory_fraction": None} | changes
+        return self.pools[pool].engine.model_copy(update=changes)
+
+    def engine_config(
+        self, pool: str, node_group: str, model_path: Path | None = None
+    ) -> EngineConfig:
+        """What a worker of this pool on this node group gives its engine.
+
+        Where ``kv_memory_fraction`` is set, call it on the worker's own machine and with the
+        model's folder: the fraction is of the memory found here, and the weights count in it.
+        """
+        settings = self.engine_settings(pool, node_group)
+        fields = settings.model_dump(exclude={"kv_memory_fraction"})
+        if settings.kv_memory_fraction is not None:
+            from pdray.kv_memory import kv_cache_bytes_of_fraction  # torch, where it is needed
+
+            assert model_path is not None, "kv_memory_fraction needs the model's folder"
+            fields["kv_cache_bytes"] = kv_cache_bytes_of_fraction(
+                settings.kv_memory_fraction, settings.device, model_path
+            )
+        return EngineConfig(dtype=self.dtype, **fields)
+
+
+def parse_config(data: object, source: str = "config") -> PdrayConfig:
+    """Checks ``data``, a mapping as YAML gives it; raises ConfigError with every problem."""
+    mapping: Mapping[str, object] = require_mapping(data, source)
+    try:
+        config = PdrayConfig.model_validate(mapping)
+    except ValidationError as error:
+        raise config_error(source, validation_problems(error, PdrayConfig)) from None
+    if problems := problems_of(config):
+        raise config_error(source, problems)
+    return config
+
+
+def load_config(path: str | Path) -> PdrayConfig:
+    """Reads and checks a YAML file; raises ConfigError."""
+    return parse_config(read_yaml(Path(path)), str(path))
+
+
+def cache_dir() -> Path:
+    """Where prepared models live: PDRAY_CACHE_DIR, else the user's cache folder."""
+    if own := os.environ.get("PDRAY_CACHE_DIR"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pdray"
+
+
+def ray_address() -> str | None:
+    """The Ray cluster that the environment names, as in a ``ray job submit`` entry point."""
+    return os.environ.get("RAY_ADDRESS") or None

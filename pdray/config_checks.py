@@ -1,0 +1,104 @@
+"""The checks that span several keys of a config. Each yields what is wrong, none raises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pdray.config_report import Problem, choice
+from pdray.core.snapshot import Role
+from pdray.engine.attention import ATTENTION
+from pdray.policy.placement import PLACEMENT
+from pdray.transfer import TRANSPORTS
+
+if TYPE_CHECKING:
+    from pdray.config import EngineSettings, PdrayConfig
+
+
+def problems_of(config: PdrayConfig) -> list[Problem]:
+    """Everything that cannot be; empty where the config is good."""
+    return [
+        *_names(config),
+        *_node_groups(config),
+        *_roles(config),
+        *_engines(config),
+        *_block_sizes(config),
+    ]
+
+
+def _names(config: PdrayConfig) -> Iterator[Problem]:
+    if wrong := choice(config.transfer.transport, TRANSPORTS):
+        yield Problem(key="transfer.transport", value=config.transfer.transport, accepted=wrong)
+    if wrong := choice(config.controller.placement, PLACEMENT):
+        yield Problem(key="controller.placement", value=config.controller.placement, accepted=wrong)
+
+
+def _node_groups(config: PdrayConfig) -> Iterator[Problem]:
+    for name, pool in config.pools.items():
+        for group in pool.node_groups:
+            if wrong := choice(group, config.node_groups):
+                yield Problem(key=f"pools.{name}.node_groups", value=group, accepted=wrong)
+        if len(set(pool.node_groups)) < len(pool.node_groups):
+            yield Problem(
+                key=f"pools.{name}.node_groups",
+                value=list(pool.node_groups),
+                accepted="should name each group once",
+            )
+
+
+def _roles(config: PdrayConfig) -> Iterator[Problem]:
+    roles = {name: Role.parse(pool.role) for name, pool in config.pools.items()}
+    for need in (Role.PREFILL, Role.DECODE):
+        if not any(need in role for role in roles.values()):
+            word = str(need.name).lower()
+            yield Problem(
+                key="pools",
+                value={name: pool.role for name, pool in config.pools.items()},
+                accepted=f"mode pooled needs a pool with role {word} or mixed",
+            )
+
+
+def _pairs(config: PdrayConfig) -> Iterator[tuple[str, str, EngineSettings]]:
+    for name, pool in config.pools.items():
+        for group in pool.node_groups:
+            if group in config.node_groups:
+                yield name, group, config.engine_settings(name, group)
+
+
+def _engines(config: PdrayConfig) -> Iterator[Problem]:
+    for pool, group, engine in _pairs(config):
+        key = f"pools.{pool}.engine"
+        on = f" (on node group {group})"
+        sizes = (engine.kv_cache_bytes, engine.kv_memory_fraction)
+        if (sizes[0] is None) == (sizes[1] is None):
+            yield Problem(
+                key=f"{key}.kv_cache_bytes, {key}.kv_memory_fraction",
+                value=sizes,
+                accepted=f"set exactly one of the two{on}",
+            )
+        if wrong := choice(engine.attention_backend, ATTENTION):
+            yield Problem(
+                key=f"{key}.attention_backend", value=engine.attention_backend, accepted=wrong
+            )
+        if engine.max_tokens_per_step < engine.block_size:
+            yield Problem(
+                key=f"{key}.max_tokens_per_step",
+                value=engine.max_tokens_per_step,
+                accepted=f"should be at least block_size, {engine.block_size}{on}",
+            )
+        if engine.device != "cpu" and "GPU" not in config.node_groups[group].resources_per_worker:
+            yield Problem(
+                key=f"node_groups.{group}.resources_per_worker",
+                value=config.node_groups[group].resources_per_worker,
+                accepted=f"should have GPU: 1, as pool {pool} asks for device {engine.device}",
+            )
+
+
+def _block_sizes(config: PdrayConfig) -> Iterator[Problem]:
+    sizes = {f"{pool} on {group}": engine.block_size for pool, group, engine in _pairs(config)}
+    if len(set(sizes.values())) > 1:
+        yield Problem(
+            key="pools.*.engine.block_size",
+            value=sizes,
+            accepted="should be equal in all pools; unlike block sizes come in a later version",
+        )

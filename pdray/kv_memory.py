@@ -1,0 +1,39 @@
+"""How many bytes of KV cache a fraction of a device's memory is, once the weights are in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pdray.core.errors import ConfigError
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def kv_cache_bytes_of_fraction(fraction: float, device: str, model_path: Path) -> int:
+    """Bytes that are left of ``fraction`` of the memory of ``device`` ("cpu" is the host) after
+    the model's weights. Raises ConfigError where nothing is left, or there is no such device."""
+    total = host_memory_bytes() if device == "cpu" else _cuda_memory_bytes(device)
+    weights = sum(path.stat().st_size for path in model_path.glob("*.safetensors"))
+    left = int(total * fraction) - weights
+    if left <= 0:
+        raise ConfigError(
+            f"kv_memory_fraction = {fraction}: {device} has {total} bytes and the weights take "
+            f"{weights}, so no memory is left for KV; accepted: a larger fraction"
+        )
+    return left
+
+
+def host_memory_bytes() -> int:
+    """The machine's memory, or what its container may use of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
+    return total if limit == "max" else min(total, int(limit))
+
+
+def _cuda_memory_bytes(device: str) -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(f"kv_memory_fraction needs device {device}, and no CUDA device is here")
+    return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
