@@ -1,0 +1,93 @@
+"""The way from a transformers model's attention layers to whoever serves them now.
+
+A model calls one registered function, whichever engine runs it; the context variable says
+whose forward pass this thread is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+ROUTE_NAME = "pdray"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCall:
+    """One layer's call: query [1, N, T, H], key and value [1, K, T, H]."""
+
+    module: torch.nn.Module
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attention_mask: torch.Tensor | None
+    scaling: float
+    sliding_window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+    other_tensors: tuple[str, ...]
+    """Names of further tensors that the layer passed."""
+
+
+class AttentionServer(Protocol):
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        """Returns [1, T, N, value head dim]."""
+
+    def make_mask(self, mask_function: object) -> torch.Tensor | None:
+        """What the layers get as their attention mask; ``mask_function`` is transformers' own,
+        from (batch, head, query position, key position) to bool."""
+
+
+_server: ContextVar[AttentionServer] = ContextVar("attention_server")
+
+
+@contextmanager
+def serving(server: AttentionServer) -> Iterator[None]:
+    """Within it, this thread's attention layers are served by ``server``."""
+    token = _server.set(server)
+    try:
+        yield
+    finally:
+        _server.reset(token)
+
+
+def route_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls for a layer; the signature is its own."""
+    call = AttentionCall(
+        module=module,
+        query=query,
+        key=key,
+        value=value,
+        attention_mask=attention_mask,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+        other_tensors=tuple(
+            name for name, other in others.items() if isinstance(other, torch.Tensor)
+        ),
+    )
+    return _server.get().attend(call), None
+
+
+def route_mask(*args: object, **kwargs: object) -> torch.Tensor | None:
+    """What transformers calls to make a mask; the signature is its own."""
+    return _server.get().make_mask(kwargs["mask_function"])

@@ -1,0 +1,324 @@
+"""The engine: sequences in, tokens out, one step at a time.
+
+One thread calls ``step`` and ``wait_for_work``; every other method may be called from any
+thread at any time, and returns within a millisecond: the lock is never held during a forward
+pass. Blocks of a sequence that is in the running step change hands only after it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pdray.core.errors import ConfigError, InvalidRequestError
+from pdray.core.handoff import BlockRun
+from pdray.core.request import FinishReason
+from pdray.engine.attention import ATTENTION
+from pdray.engine.batch import build_batch
+from pdray.engine.block_needs import first_needed_block, max_sequence_tokens
+from pdray.engine.config import EngineConfig
+from pdray.engine.model import LoadedModel, load_model
+from pdray.engine.runner import Runner
+from pdray.engine.sampler import sample
+from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
+from pdray.engine.sequence import Sequence, SequenceState
+from pdray.kvcache.block_pool import BlockPool
+from pdray.kvcache.layout import KVLayout
+from pdray.kvcache.storage import KVStorage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceOutput:
+    """What a step did for one sequence. ``token_ids`` is empty for a prompt's chunk that is not
+    the last; a stop token is among them, and ``index`` is its output index. With ``error`` or
+    ``finish_reason`` it has ended."""
+
+    sequence: Sequence
+    index: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    num_computed_tokens: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What one step did, and took; without ``sequences`` there was nothing to do."""
+
+    sequences: tuple[SequenceOutput, ...]
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_preemptions: int
+    step_s: float
+
+
+class Engine:
+    """A model with its KV cache and its batch."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        _check_limits(loaded, config)
+        self.config = config
+        self.layout = KVLayout.of_layers(
+            [layer.kv for layer in loaded.layers],
+            model_digest=loaded.digest,
+            block_size=config.block_size,
+            dtype=config.dtype,
+        )
+        self.pool = BlockPool(config.kv_cache_bytes // self.layout.block_bytes)
+        self.max_sequence_tokens = max_sequence_tokens(
+            self.layout.groups,
+            num_blocks=self.pool.num_blocks,
+            max_chunk=config.max_tokens_per_step,
+            block_size=config.block_size,
+            limit=config.max_model_len,
+        )
+        if self.max_sequence_tokens < 2:
+            raise ConfigError(
+                f"kv_cache_bytes: {config.kv_cache_bytes} holds {self.pool.num_blocks} blocks of "
+                f"{self.layout.block_bytes} bytes; accepted: enough for one for each of the "
+                f"model's {len(self.layout.groups)} KV groups, and as many again for real use"
+            )
+        self.storage = KVStorage(self.layout, self.pool.num_blocks, config.device)
+        self._loaded = loaded
+        self._runner = Runner(loaded, self.storage, ATTENTION.get(config.attention_backend)())
+        self._scheduler = Scheduler(
+            groups=self.layout.groups,
+            block_size=config.block_size,
+            pool=self.pool,
+            max_tokens_per_step=config.max_tokens_per_step,
+            max_batch_size=config.max_batch_size,
+        )
+        self._changed = threading.Condition()
+        self._is_woken = False
+        self._in_step: frozenset[Sequence] = frozenset()
+        self._after_step: list[Callable[[], None]] = []
+
+    @classmethod
+    def load(cls, model_path: Path, config: EngineConfig) -> Engine:
+        """Slow. Raises UnsupportedModelError, and ConfigError for limits that cannot be."""
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        loaded = load_model(model_path, dtype=config.dtype, device=config.device)
+        return cls(loaded, config)
+
+    # What others read
+
+    @property
+    def num_waiting(self) -> int:
+        with self._changed:
+            return self._scheduler.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        with self._changed:
+            return self._scheduler.num_running
+
+    @property
+    def prefill_backlog_tokens(self) -> int:
+        with self._changed:
+            return self._scheduler.prefill_backlog_tokens
+
+    def runs(self, seq: Sequence, ready_tokens: int) -> tuple[BlockRun, ...]:
+        """Blocks that a peer may read once ``ready_tokens`` are computed: nothing writes into
+        them any more. Only those that decode needs, which begin at the prompt's last window."""
+        num_tokens = seq.num_prefill_tokens
+        block_size = self.layout.block_size
+        end = ready_tokens // block_size
+        if ready_tokens == num_tokens:
+            end = -(-num_tokens // block_size)
+        runs: list[BlockRun] = []
+        with self._changed:
+            for group, table in zip(self.layout.groups, seq.block_tables, strict=True):
+                first = first_needed_block(group, num_tokens, block_size)
+                if end > first:
+                    wanted = slice(first - table.first_block, end - table.first_block)
+                    ids = tuple(table.block_ids[wanted])
+                    runs.append(BlockRun(group_id=group.group_id, first_block=first, block_ids=ids))
+        return tuple(runs)
+
+    # Blocks and queues, from any thread
+
+    def allocate(self, seq: Sequence, num_tokens: int) -> bool:
+        """Takes all blocks that ``seq`` needs to compute ``num_tokens`` here, or none."""
+        with self._changed:
+            return self._scheduler.allocate(seq, num_tokens)
+
+    def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
+        """Takes blocks for KV that will be pulled, and for ``num_margin_tokens`` after it, or
+        none. Once it is there: ``seq.arrive(token)`` and ``add(seq)``."""
+        with self._changed:
+            return self._scheduler.reserve(seq, num_margin_tokens)
+
+    def add(self, seq: Sequence) -> None:
+        """Raises InvalidRequestError for one that could never fit."""
+        if seq.num_tokens > self.max_sequence_tokens:
+            raise InvalidRequestError(
+                f"{seq.num_tokens} tokens do not fit; accepted: up to {self.max_sequence_tokens}"
+            )
+        with self._changed:
+            self._scheduler.add(seq)
+            self._changed.notify_all()
+
+    def abort(self, request_id: str, attempt: int) -> None:
+        """Ends a sequence; unknown ones are ignored. A lent one keeps its blocks until released."""
+        with self._changed:
+            seq = self._scheduler.find(request_id, attempt)
+            if seq is None:
+                return
+            self._when_not_in_step(seq, self._scheduler.remove)
+            if not seq.is_lent:
+                self._when_not_in_step(seq, self._scheduler.release)
+
+    def release(self, seq: Sequence) -> None:
+        """Gives all its blocks back; a sequence in a queue ends. A second call does nothing."""
+        with self._changed:
+            assert not seq.is_quarantined, f"{seq.request_id} is in quarantine"
+            self._when_not_in_step(seq, self._scheduler.remove)
+            self._when_not_in_step(seq, self._scheduler.release)
+
+    def quarantine(self, seq: Sequence) -> None:
+        """As release, but nobody gets its blocks before ``end_quarantine``."""
+        with self._changed:
+            assert not seq.is_quarantined, f"{seq.request_id} is in quarantine already"
+            seq.is_quarantined = True
+            self._when_not_in_step(seq, self._scheduler.remove)
+            self._when_not_in_step(seq, lambda each: self.pool.quarantine(each.block_ids))
+
+    def end_quarantine(self, seq: Sequence) -> None:
+        with self._changed:
+            assert seq.is_quarantined, f"{seq.request_id} is not in quarantine"
+            self._when_not_in_step(seq, self._end_quarantine)
+
+    def _end_quarantine(self, seq: Sequence) -> None:
+        self.pool.end_quarantine(seq.block_ids)
+        seq.drop_blocks()
+        seq.is_quarantined = False
+
+    def _when_not_in_step(self, seq: Sequence, action: Callable[[Sequence], None]) -> None:
+        """Now, or when the step that computes it is over. Blocks may be free after it."""
+        if seq in self._in_step:
+            self._after_step.append(lambda: action(seq))
+        else:
+            action(seq)
+            self._changed.notify_all()
+
+    # The engine's own thread
+
+    def wait_for_work(self, timeout_s: float | None) -> bool:
+        """Blocks until a step has something to do or ``wake`` was called; False on a timeout."""
+        with self._changed:
+            is_due = self._changed.wait_for(
+                lambda: self._is_woken or self._scheduler.has_work, timeout_s
+            )
+            self._is_woken = False
+            return is_due
+
+    def wake(self) -> None:
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify_all()
+
+    def step(self) -> StepOutput:
+        """Schedules, runs, samples. With nothing to do it returns an empty output at once."""
+        started = time.perf_counter()
+        plan = self._schedule()
+        token_ids: dict[Sequence, int | None] = {}
+        try:
+            if plan.chunks:
+                token_ids = self._run(plan)
+        finally:
+            with self._changed:
+                self._end_step()
+        outputs = self._postprocess(plan, token_ids)
+        return StepOutput(
+            sequences=outputs,
+            num_prefill_tokens=plan.num_tokens - plan.num_decodes,
+            num_decode_tokens=plan.num_decodes,
+            num_preemptions=plan.num_preemptions,
+            step_s=time.perf_counter() - started,
+        )
+
+    def _schedule(self) -> StepPlan:
+        with self._changed:
+            plan = self._scheduler.schedule()
+            self._in_step = frozenset(chunk.sequence for chunk in plan.chunks)
+            return plan
+
+    def _run(self, plan: StepPlan) -> dict[Sequence, int | None]:
+        batch = build_batch(plan, self.layout.groups, self.layout.block_size)
+        logits = self._runner.run(batch)
+        sampled = [chunk.sequence for chunk in batch.sampled_chunks]
+        rows = [(seq.request.sampling, len(seq.output_token_ids)) for seq in sampled]
+        return dict(zip(sampled, sample(logits, rows), strict=True))
+
+    def _end_step(self) -> None:
+        self._in_step = frozenset()
+        for action in self._after_step:
+            action()
+        self._after_step.clear()
+
+    def _postprocess(
+        self, plan: StepPlan, token_ids: dict[Sequence, int | None]
+    ) -> tuple[SequenceOutput, ...]:
+        with self._changed:
+            return tuple(
+                self._advance(chunk, token_ids)
+                for chunk in plan.chunks
+                if chunk.sequence.state is SequenceState.RUNNING
+            )
+
+    def _advance(
+        self, chunk: ScheduledChunk, token_ids: dict[Sequence, int | None]
+    ) -> SequenceOutput:
+        seq = chunk.sequence
+        self._scheduler.advance(chunk)
+        new_ids: tuple[int, ...] = ()
+        finish_reason = error = None
+        if seq in token_ids:
+            token_id = token_ids[seq]
+            if token_id is None:
+                error = "the model's output is not a number (NaN or infinite logits)"
+            else:
+                seq.output_token_ids.append(token_id)
+                new_ids = (token_id,)
+                finish_reason = self._finish_reason(seq, token_id)
+        if error or finish_reason or (seq.is_lent and new_ids):
+            self._scheduler.remove(seq)
+            if not seq.is_lent:
+                self._scheduler.release(seq)
+        return SequenceOutput(
+            sequence=seq,
+            index=len(seq.output_token_ids) - len(new_ids),
+            token_ids=new_ids,
+            finish_reason=finish_reason,
+            num_computed_tokens=seq.num_computed_tokens,
+            error=error,
+        )
+
+    def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        sampling = seq.request.sampling
+        is_eos = token_id in self._loaded.eos_token_ids and not sampling.ignore_eos
+        if is_eos or token_id in sampling.stop_token_ids:
+            return FinishReason.STOP
+        is_long = seq.num_tokens >= self.max_sequence_tokens
+        if is_long or len(seq.output_token_ids) >= sampling.max_tokens:
+            return FinishReason.LENGTH
+        return None
+
+
+def _check_limits(loaded: LoadedModel, config: EngineConfig) -> None:
+    if config.max_tokens_per_step < config.max_batch_size:
+        raise ConfigError(
+            f"max_tokens_per_step: {config.max_tokens_per_step} is less than max_batch_size "
+            f"({config.max_batch_size}), so a step could not decode the whole batch"
+        )
+    if loaded.max_positions is not None and config.max_model_len > loaded.max_positions:
+        raise ConfigError(
+            f"max_model_len: {config.max_model_len} is past the model's positions; "
+            f"accepted: up to {loaded.max_positions}"
+        )

@@ -1,0 +1,95 @@
+"""The KV arena: one tensor of equal blocks, and each layer's view of its keys and values.
+
+Tensor suffixes: B blocks, K KV heads, P block size, H head dim.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pdray.kvcache.layout import KVGroup, KVLayout
+
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """Strided views into the arena; ``k_BKPH[b, :, p]`` is the key at offset p of block b."""
+
+    group_id: int
+    k_BKPH: torch.Tensor
+    v_BKPH: torch.Tensor
+
+
+class KVStorage:
+    """Owns the arena for as long as the worker lives. Zero at first; on the host it starts at a
+    page and takes memory only where it was written."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int, device: str) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.block_bytes = layout.block_bytes
+        num_bytes = num_blocks * self.block_bytes
+        self._arena = _allocate(num_bytes, torch.device(device)).view(TORCH_DTYPES[layout.dtype])
+        self._blocks = self._arena.view(num_blocks, -1)
+        self.layers = self._layer_views()
+
+    @property
+    def address(self) -> int:
+        """Of the arena's first byte."""
+        return self._arena.data_ptr()
+
+    @property
+    def device_id(self) -> int | None:
+        """The CUDA device, None on the host."""
+        return self._arena.get_device() if self._arena.is_cuda else None
+
+    def clear(self, block_ids: Sequence[int]) -> None:
+        """Zeroes whole blocks."""
+        if block_ids:
+            ids = torch.tensor(block_ids, device=self._arena.device)
+            self._blocks.index_fill_(0, ids, 0)
+
+    def block(self, block_id: int) -> torch.Tensor:
+        """All bytes of one block, writable, as a uint8 tensor."""
+        return self._blocks[block_id].view(torch.uint8)
+
+    def _layer_views(self) -> list[LayerCache]:
+        """By layer id."""
+        caches: dict[int, LayerCache] = {}
+        for group in self.layout.groups:
+            for index, layer_id in enumerate(group.layer_ids):
+                caches[layer_id] = self._layer_view(group, index)
+        return [caches[layer_id] for layer_id in sorted(caches)]
+
+    def _layer_view(self, group: KVGroup, index: int) -> LayerCache:
+        block_size = self.layout.block_size
+        block_stride = self._blocks.shape[1]
+        layer_stride = block_size * (group.k_head_dim + group.v_head_dim)
+        head_stride = len(group.layer_ids) * layer_stride
+        k_offset = index * layer_stride
+        v_offset = k_offset + block_size * group.k_head_dim
+
+        def view(head_dim: int, offset: int) -> torch.Tensor:
+            size = (self.num_blocks, group.num_kv_heads, block_size, head_dim)
+            return self._arena.as_strided(size, (block_stride, head_stride, head_dim, 1), offset)
+
+        return LayerCache(
+            group.group_id, view(group.k_head_dim, k_offset), view(group.v_head_dim, v_offset)
+        )
+
+
+def _allocate(num_bytes: int, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+    # Private, or a forked child would share the cache.
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=torch.uint8)
