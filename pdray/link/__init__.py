@@ -1,0 +1,1 @@
+"""Links: the one authenticated connection of a pair of processes, and its messages."""

@@ -12,10 +12,12 @@ WIRE_VERSION = 1
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The first message each way. Workers add their layout and how their blocks are read."""
+    """The first message each way. Workers add their pool, layout and how their blocks are
+    read; frontends have None there."""
 
     wire_version: int
     peer_id: str
+    pool: str | None
     layout_digest: str | None
     layout_text: str | None
     transfer_description: bytes | None

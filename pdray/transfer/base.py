@@ -40,6 +40,7 @@ class Transport(Protocol):
     """
 
     name: str
+    block_bytes: int
 
     def describe(self) -> bytes:
         """What a peer needs for its ``add_peer``: opaque, and small enough for one message."""

@@ -1,0 +1,131 @@
+"""Copies between arenas of one process: the reference that other transports are tested against."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdray.core.errors import TransferError
+from pdray.transfer.base import KVRegion, TransferId, TransferState
+from pdray.transfer.description import (
+    ArenaDescription,
+    check_block_ids,
+    describe_region,
+    read_description,
+)
+
+
+class _Arenas:
+    """The arenas of this process that may be read, by the secret in their description.
+
+    Owners and readers live in threads of their own: copies and closings exclude each other, so
+    that no copy reads an arena that its owner has given back.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[bytes, KVRegion] = {}
+        self._lock = threading.Lock()
+
+    def open(self, region: KVRegion) -> bytes:
+        with self._lock:
+            key = secrets.token_bytes(16)
+            self._open[key] = region
+            return key
+
+    def close(self, key: bytes) -> None:
+        with self._lock:
+            del self._open[key]
+
+    def is_open(self, key: bytes) -> bool:
+        with self._lock:
+            return key in self._open
+
+    def copy(self, key: bytes, local: KVRegion, pairs: Sequence[tuple[int, int]]) -> bool:
+        """False, with nothing copied, where the arena is closed."""
+        with self._lock:
+            remote = self._open.get(key)
+            if remote is None:
+                return False
+            size = remote.block_bytes
+            for remote_id, local_id in pairs:
+                ctypes.memmove(
+                    local.address + local_id * size, remote.address + remote_id * size, size
+                )
+            return True
+
+
+_ARENAS = _Arenas()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    key: bytes
+    pairs: tuple[tuple[int, int], ...]
+
+
+class LoopbackTransport:
+    """Peers are other transports of this process. A read happens at the next ``poll`` of any."""
+
+    name = "loopback"
+
+    def __init__(self, worker_id: str, region: KVRegion) -> None:
+        if region.device_id is not None:
+            raise TransferError(
+                f"worker {worker_id!r}: loopback copies host memory only, not device "
+                f"{region.device_id}"
+            )
+        self.block_bytes = region.block_bytes
+        self._region = region
+        self._key = _ARENAS.open(region)
+        self._peers: dict[str, ArenaDescription] = {}
+        self._ids = itertools.count()
+        self._pending: dict[TransferId, _Pull] = {}
+        self._ended: dict[TransferId, TransferState] = {}
+
+    def describe(self) -> bytes:
+        return describe_region(self.name, self._region, self._key)
+
+    def add_peer(self, peer_id: str, description: bytes) -> None:
+        peer = read_description(
+            description, peer_id=peer_id, transport=self.name, local=self._region
+        )
+        if not _ARENAS.is_open(peer.access):
+            raise TransferError(f"peer {peer_id!r} is not in this process, or has closed")
+        self._peers[peer_id] = peer
+
+    def remove_peer(self, peer_id: str) -> None:
+        self._peers.pop(peer_id, None)
+
+    def pull(
+        self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
+    ) -> TransferId:
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            raise TransferError(f"unknown peer {peer_id!r}; known: {sorted(self._peers)}")
+        check_block_ids(peer, self._region, remote_block_ids, local_block_ids)
+        if not _ARENAS.is_open(peer.access):
+            raise TransferError(f"peer {peer_id!r} has gone")
+        transfer_id = TransferId(next(self._ids))
+        pairs = tuple(zip(remote_block_ids, local_block_ids, strict=True))
+        self._pending[transfer_id] = _Pull(peer.access, pairs)
+        return transfer_id
+
+    def poll(self, transfer_id: TransferId) -> TransferState:
+        for pending_id, pull in list(self._pending.items()):
+            is_copied = _ARENAS.copy(pull.key, self._region, pull.pairs)
+            del self._pending[pending_id]
+            self._ended[pending_id] = TransferState.DONE if is_copied else TransferState.FAILED
+        return self._ended.pop(transfer_id)
+
+    def progress(self) -> None:
+        """Nothing to do: readers copy by themselves."""
+
+    def close(self) -> None:
+        _ARENAS.close(self._key)
+        self._pending.clear()
+        self._ended.clear()
+        self._peers.clear()

@@ -1,0 +1,256 @@
+"""Reads through NIXL and its UCX backend: host memory and GPU memory by the same code.
+
+What UCX does, as measured (nixl 1.5.1, no setting needed, none overridden where the user has it):
+
+- On one host, host memory: ``cma``, the kernel copies out of the owner's process
+  (``process_vm_readv``) at the speed of one core's memcpy. The copy happens inside ``pull``,
+  with Python's lock released. The owner need not do anything, **but for the first read of each
+  reader**, which makes the connection: until then, and for any read over other means, the owner
+  must call ``progress``.
+- Where containers or users forbid that, and between hosts without RDMA: TCP. Every read needs both
+  sides to poll. ``UCX_TLS=tcp,self`` shows it on one host, ``UCX_NET_DEVICES=eth0`` picks the
+  network where a host has several that do not reach the peer.
+- With RDMA and on GPUs: verbs, NVLink (``cuda_ipc``); the NIC or the GPU reads by itself.
+
+A dead peer is an error of each pending read within some 50 ms. A peer that hangs is none: its
+reads stay pending until it goes on or dies. NIXL forgets how a read stands once its agent is
+removed, so a removed peer's agent goes only when its last read has ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nixl._bindings as bindings
+import numpy as np
+from nixl._api import (
+    nixl_agent,
+    nixl_agent_config,
+    nixl_prepped_dlist_handle,
+    nixl_xfer_handle,
+)
+
+from pdray.core.errors import TransferError
+from pdray.transfer.base import KVRegion, TransferId, TransferState
+from pdray.transfer.description import (
+    ArenaDescription,
+    check_block_ids,
+    describe_region,
+    read_description,
+)
+
+logger = logging.getLogger(__name__)
+
+_BACKEND = "UCX"
+# NIXL's errors have no base of their own.
+_NIXL_ERRORS: tuple[type[Exception], ...] = tuple(
+    error
+    for name in dir(bindings)
+    if isinstance(error := getattr(bindings, name), type) and issubclass(error, Exception)
+)
+
+
+@dataclass(slots=True, eq=False)
+class _PeerLife:
+    """One life of a peer: its NIXL agent, and its blocks as a prepared list. ``is_lost`` once a
+    read of it failed: NIXL needs a new list then, even where the peer is still there."""
+
+    agent_name: str
+    description: ArenaDescription
+    blocks: nixl_prepped_dlist_handle
+    num_pending: int = 0
+    is_lost: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Pull:
+    life: _PeerLife
+    handle: nixl_xfer_handle
+
+
+class NixlTransport:
+    """The arena is registered once; its blocks and each peer's are one prepared list apiece, so
+    that a pull names blocks by their index."""
+
+    name = "nixl"
+
+    def __init__(self, worker_id: str, region: KVRegion) -> None:
+        """Raises TransferError where NIXL or its UCX backend cannot run or register here."""
+        self.block_bytes = region.block_bytes
+        self._region = region
+        self._peers: dict[str, _PeerLife] = {}
+        self._lives: dict[bytes, _PeerLife] = {}
+        self._pulls: dict[TransferId, _Pull] = {}
+        self._ids = itertools.count()
+        # Another name for each life: NIXL would take a restarted worker for the old one.
+        agent_name = f"{worker_id}-{secrets.token_hex(4)}"
+        try:
+            self._agent = _make_agent(agent_name)
+            size = region.num_blocks * region.block_bytes
+            self._registration = self._agent.register_memory(
+                [(region.address, size, region.device_id or 0, "")],
+                _memory_kind(region.device_id),
+                backends=[_BACKEND],
+            )
+            self._blocks = self._prepare_blocks("NIXL_INIT_AGENT", region)
+            self._description = describe_region(self.name, region, self._agent.get_agent_metadata())
+        except _NIXL_ERRORS as error:
+            raise TransferError(f"NIXL cannot serve worker {worker_id!r}: {error!r}") from error
+
+    def describe(self) -> bytes:
+        return self._description
+
+    def add_peer(self, peer_id: str, description: bytes) -> None:
+        peer = read_description(
+            description, peer_id=peer_id, transport=self.name, local=self._region
+        )
+        life = self._lives.get(peer.access)
+        if life is None or life.is_lost:
+            life = self._meet(peer_id, peer)
+        # The same life again keeps its agent: taking it anew would strand pending reads.
+        if self._peers.get(peer_id) is not life:
+            self.remove_peer(peer_id)
+            self._peers[peer_id] = life
+
+    def remove_peer(self, peer_id: str) -> None:
+        life = self._peers.pop(peer_id, None)
+        if life is not None:
+            self._forget_if_unused(life)
+
+    def pull(
+        self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
+    ) -> TransferId:
+        life = self._peers.get(peer_id)
+        if life is None:
+            raise TransferError(f"unknown peer {peer_id!r}; known: {sorted(self._peers)}")
+        check_block_ids(life.description, self._region, remote_block_ids, local_block_ids)
+        handle: nixl_xfer_handle | None = None
+        try:
+            handle = self._agent.make_prepped_xfer(
+                "READ",
+                self._blocks,
+                np.asarray(local_block_ids, dtype=np.int32),
+                life.blocks,
+                np.asarray(remote_block_ids, dtype=np.int32),
+                backends=[_BACKEND],
+            )
+            state = self._agent.transfer(handle)
+        except _NIXL_ERRORS as error:
+            life.is_lost = True
+            if handle is not None:
+                _release(handle)
+            raise TransferError(f"peer {peer_id!r} has gone: {error!r}") from error
+        if state == "ERR":
+            life.is_lost = True
+            _release(handle)
+            raise TransferError(f"NIXL refused a read of peer {peer_id!r}")
+        transfer_id = TransferId(next(self._ids))
+        life.num_pending += 1
+        self._pulls[transfer_id] = _Pull(life, handle)
+        return transfer_id
+
+    def poll(self, transfer_id: TransferId) -> TransferState:
+        pull = self._pulls[transfer_id]
+        try:
+            # Asking for one read's state moves all of the agent's reads on.
+            nixl_state = self._agent.check_xfer_state(pull.handle)
+        except _NIXL_ERRORS as error:
+            logger.warning("a read of NIXL agent %s failed: %r", pull.life.agent_name, error)
+            nixl_state = "ERR"
+        if nixl_state == "PROC":
+            return TransferState.PENDING
+        _release(pull.handle)
+        del self._pulls[transfer_id]
+        pull.life.num_pending -= 1
+        if nixl_state == "ERR":
+            pull.life.is_lost = True
+        self._forget_if_unused(pull.life)
+        return TransferState.DONE if nixl_state == "DONE" else TransferState.FAILED
+
+    def progress(self) -> None:
+        self._agent.get_new_notifs()
+
+    def close(self) -> None:
+        for pull in self._pulls.values():
+            _release(pull.handle)
+        self._pulls.clear()
+        self._peers.clear()
+        for life in list(self._lives.values()):
+            life.num_pending = 0
+            self._forget_if_unused(life)
+        self._blocks.release()
+        self._agent.deregister_memory(self._registration, backends=[_BACKEND])
+        # The UCX worker and its connections go with the last reference to the agent.
+        del self._agent, self._blocks, self._registration
+
+    def _meet(self, peer_id: str, peer: ArenaDescription) -> _PeerLife:
+        lost = self._lives.pop(peer.access, None)
+        if lost is not None:
+            self._drop(lost)
+        agent_name: str | bytes | None = None
+        try:
+            agent_name = self._agent.add_remote_agent(peer.access)
+            if isinstance(agent_name, bytes):
+                agent_name = agent_name.decode()
+            blocks = self._prepare_blocks(agent_name, peer)
+        except _NIXL_ERRORS as error:
+            if agent_name is not None:
+                self._agent.remove_remote_agent(agent_name)
+            raise TransferError(f"NIXL does not take peer {peer_id!r}: {error!r}") from error
+        life = _PeerLife(agent_name, peer, blocks)
+        self._lives[peer.access] = life
+        return life
+
+    def _forget_if_unused(self, life: _PeerLife) -> None:
+        """A removed agent's reads can be asked about no more: it stays until they have ended."""
+        is_used = life.num_pending > 0 or life in self._peers.values()
+        if not is_used and self._lives.get(life.description.access) is life:
+            del self._lives[life.description.access]
+            self._drop(life)
+
+    def _drop(self, life: _PeerLife) -> None:
+        life.blocks.release()
+        try:
+            self._agent.remove_remote_agent(life.agent_name)
+        except _NIXL_ERRORS as error:
+            logger.debug("NIXL had forgotten agent %s already: %r", life.agent_name, error)
+
+    def _prepare_blocks(
+        self, agent_name: str, arena: KVRegion | ArenaDescription
+    ) -> nixl_prepped_dlist_handle:
+        size = arena.block_bytes
+        row = (arena.address, size, arena.device_id or 0, size, arena.num_blocks)
+        return self._agent.prep_xfer_dlist(
+            agent_name,
+            np.array([row], dtype=np.uint64),
+            _memory_kind(arena.device_id),
+            backends=[_BACKEND],
+        )
+
+
+def _make_agent(agent_name: str) -> nixl_agent:
+    # A leak in UCX's registration cache with long-lived peers, bounded as vLLM does it.
+    os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")
+    if "NIXL_LOG_LEVEL" not in os.environ:
+        # NIXL greets on stdout, which belongs to the program.
+        logging.getLogger("nixl").setLevel(logging.WARNING)
+    agent = nixl_agent(agent_name, nixl_agent_config(enable_prog_thread=False, backends=[_BACKEND]))
+    if _BACKEND not in agent.backends:
+        raise TransferError(f"NIXL has no {_BACKEND} backend here, only {agent.get_plugin_list()}")
+    return agent
+
+
+def _memory_kind(device_id: int | None) -> str:
+    return "DRAM" if device_id is None else "VRAM"
+
+
+def _release(handle: nixl_xfer_handle) -> None:
+    try:
+        handle.release()
+    except _NIXL_ERRORS as error:
+        logger.warning("NIXL kept a transfer handle: %r", error)
