@@ -60,3 +60,12 @@ class ServingLimits:
 
     max_model_len: int
     max_sequence_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """A request placed and not finished, as its frontend tells it to a remade controller."""
+
+    ask: PlacementAsk
+    prefill_id: WorkerId
+    decode_id: WorkerId

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
@@ -66,3 +68,29 @@ class WorkerSnapshot:
     num_free_blocks: int
     num_held_blocks: int
     num_quarantined_blocks: int
+
+
+class WorkerView(Protocol):
+    """What a policy may read of one worker: it never changes anything here."""
+
+    @property
+    def info(self) -> WorkerInfo: ...
+
+    @property
+    def prefill_backlog_tokens(self) -> int:
+        """Prompt tokens still to compute: the snapshot's, and those placed since it."""
+
+    @property
+    def num_decoding(self) -> int:
+        """Requests in flight whose first decode candidate is this worker."""
+
+    @property
+    def kv_utilization(self) -> float:
+        """Used blocks / all blocks, 0..1, by the newest snapshot."""
+
+
+class FleetView(Protocol):
+    """What a policy may read of all workers: valid until the next event."""
+
+    def ready(self, role: Role) -> Sequence[WorkerView]:
+        """Workers that take new work of every role in the mask, oldest first."""

@@ -1,0 +1,181 @@
+"""The brain of pdray: events in, decisions out, the same in Ray, in one process and in a test.
+
+It knows neither clock nor network: every event carries ``now``, in seconds of one monotonic
+clock that never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pdray.core.placement import (
+    InFlight,
+    Placement,
+    PlacementAsk,
+    Queued,
+    Refusal,
+    ServingLimits,
+)
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import WorkerInfo, WorkerSnapshot
+from pdray.policy.admission import max_in_flight
+from pdray.policy.placement.base import PlacementPolicy
+
+from .fleet import Fleet
+from .in_flight import InFlightTable, PlacedRequest
+from .router import Router
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlConfig:
+    """``frontend_timeout_s``: a frontend that says nothing for so long is forgotten.
+    ``stale_after_s``: a worker without a snapshot for so long gets no new work."""
+
+    max_queued_requests: int
+    queue_timeout_s: float
+    frontend_timeout_s: float = 10.0
+    stale_after_s: float = 10.0
+
+
+@dataclass(slots=True)
+class _FrontendRecord:
+    seen_at: float
+    has_resumed: bool
+
+
+class ControlPlane:
+    """Call ``take_decisions`` after every event: it has the answers to queued requests."""
+
+    def __init__(self, config: ControlConfig, policy: PlacementPolicy) -> None:
+        self._config = config
+        self._fleet = Fleet()
+        self._table = InFlightTable(self._fleet)
+        self._router = Router(policy, self._fleet, self._table, config.max_queued_requests)
+        self._frontends: dict[str, _FrontendRecord] = {}
+        self._decisions: list[Placement | Refusal] = []
+
+    # Events of workers
+
+    def worker_joined(self, info: WorkerInfo, now: float) -> None:
+        """A worker is ready to take work. Told again, it changes nothing."""
+        self._fleet.add(info, now)
+        self._place_queued(now)
+
+    def worker_draining(self, worker_id: WorkerId, now: float) -> None:
+        record = self._fleet.get(worker_id)
+        if record is not None:
+            record.is_draining = True
+        self._place_queued(now)
+
+    def worker_left(self, worker_id: WorkerId, now: float) -> None:
+        """Its requests stay in flight until their frontends say otherwise."""
+        self._fleet.remove(worker_id)
+        self._place_queued(now)
+
+    def snapshot(self, snapshot: WorkerSnapshot, now: float) -> None:
+        self._fleet.update(snapshot, now)
+        self._place_queued(now)
+
+    # Events of frontends
+
+    def place(
+        self, frontend_id: str, asks: Sequence[PlacementAsk], now: float
+    ) -> list[Placement | Queued | Refusal]:
+        """Answers in the order of ``asks``. An ask repeated gets its answer again; one that is
+        to be placed anew must be reported as finished first."""
+        self.frontend_seen(frontend_id, now)
+        return [self._router.place(frontend_id, ask, now) for ask in asks]
+
+    def finished(self, frontend_id: str, request_ids: Sequence[str], now: float) -> None:
+        """Ended, cancelled or given up: no longer in flight, nor queued."""
+        for request_id in request_ids:
+            refusal = self._router.give_up(frontend_id, request_id)
+            if refusal is not None:
+                self._decisions.append(refusal)
+            placed = self._table.get(request_id)
+            if placed is not None and placed.frontend_id == frontend_id:
+                self._table.finish(request_id, now)
+        self._place_queued(now)
+
+    def frontend_seen(self, frontend_id: str, now: float) -> bool:
+        """False asks for a ``resume``: what this frontend has in flight is not known here."""
+        record = self._frontends.setdefault(
+            frontend_id, _FrontendRecord(seen_at=now, has_resumed=False)
+        )
+        record.seen_at = now
+        return record.has_resumed
+
+    def resume(self, frontend_id: str, in_flight: Sequence[InFlight], now: float) -> None:
+        """All that a frontend has in flight: after this control plane or it was remade."""
+        self.frontend_seen(frontend_id, now)
+        self._frontends[frontend_id].has_resumed = True
+        known = {*self._router.queued_of(frontend_id), *self._table.of_frontend(frontend_id)}
+        for request in in_flight:
+            if request.ask.request_id not in known:
+                self._table.add(
+                    PlacedRequest(frontend_id=frontend_id, in_flight=request, placement=None)
+                )
+
+    def frontend_gone(self, frontend_id: str, now: float) -> None:
+        """It owns nothing any more: workers see for themselves that its link is gone."""
+        self._frontends.pop(frontend_id, None)
+        for request_id in self._router.queued_of(frontend_id):
+            refusal = self._router.give_up(frontend_id, request_id)
+            assert refusal is not None
+            self._decisions.append(refusal)
+        for request_id in self._table.of_frontend(frontend_id):
+            self._table.remove(request_id)
+        self._place_queued(now)
+
+    # Time, and what came of it all
+
+    def tick(self, now: float) -> None:
+        """What time alone brings about; a few times a second."""
+        for frontend_id, record in list(self._frontends.items()):
+            if now - record.seen_at > self._config.frontend_timeout_s:
+                self.frontend_gone(frontend_id, now)
+        self._fleet.mark_stale(now, self._config.stale_after_s)
+        self._place_queued(now)
+        queued_before = now - self._config.queue_timeout_s
+        self._decisions += self._router.time_out(queued_before, now)
+
+    def take_decisions(self) -> list[Placement | Refusal]:
+        """The answers to queued requests since the last call, in the order they were made."""
+        decisions, self._decisions = self._decisions, []
+        return decisions
+
+    # What is so
+
+    def limits(self) -> ServingLimits | None:
+        """None while there is no worker for one of the roles."""
+        return self._fleet.limits()
+
+    @property
+    def num_queued(self) -> int:
+        return self._router.num_queued
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._table)
+
+    @property
+    def max_in_flight(self) -> int:
+        return max_in_flight(self._fleet)
+
+    @property
+    def frontend_ids(self) -> list[str]:
+        return list(self._frontends)
+
+    @property
+    def fleet(self) -> Fleet:
+        """To be read only."""
+        return self._fleet
+
+    def check_integrity(self) -> None:
+        """Asserts that the accounts agree with each other."""
+        self._table.check_integrity()
+        self._router.check_integrity()
+
+    def _place_queued(self, now: float) -> None:
+        self._decisions += self._router.place_queued(now)

@@ -1,0 +1,143 @@
+"""Who is alive, what they said last, and what was placed on them: the view of policies."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from pdray.core.placement import PlacementAsk, ServingLimits
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot, WorkerState
+
+# A placement travels to the frontend and on to the worker: a snapshot that arrives sooner
+# after it than this does not count it yet.
+_SUBMIT_DELAY_S = 0.05
+
+
+class WorkerRecord:
+    """One living worker; the WorkerView that policies get."""
+
+    def __init__(self, info: WorkerInfo, now: float, decoding: Counter[WorkerId]) -> None:
+        self.info = info
+        self.snapshot: WorkerSnapshot | None = None
+        self.is_draining = False
+        self.is_stale = False
+        self.seen_at = now
+        self._decoding = decoding
+        self._unseen: deque[tuple[float, int]] = deque()
+
+    @property
+    def is_ready(self) -> bool:
+        if self.is_draining or self.is_stale:
+            return False
+        return self.snapshot is None or self.snapshot.state is WorkerState.READY
+
+    @property
+    def prefill_backlog_tokens(self) -> int:
+        reported = self.snapshot.prefill_backlog_tokens if self.snapshot else 0
+        return reported + sum(num_tokens for _, num_tokens in self._unseen)
+
+    @property
+    def num_decoding(self) -> int:
+        return self._decoding[self.info.worker_id]
+
+    @property
+    def kv_utilization(self) -> float:
+        if self.snapshot is None or self.snapshot.num_blocks == 0:
+            return 0.0
+        used = self.snapshot.num_held_blocks + self.snapshot.num_quarantined_blocks
+        return used / self.snapshot.num_blocks
+
+    def update(self, snapshot: WorkerSnapshot, now: float) -> None:
+        self.snapshot = snapshot
+        self.seen_at = now
+        self.is_stale = False
+        while self._unseen and self._unseen[0][0] <= now - _SUBMIT_DELAY_S:
+            self._unseen.popleft()
+
+    def add_prefill(self, num_tokens: int, now: float) -> None:
+        self._unseen.append((now, num_tokens))
+
+
+class Fleet:
+    """All living workers. A FleetView; only the control plane changes it."""
+
+    def __init__(self) -> None:
+        self._workers: dict[WorkerId, WorkerRecord] = {}
+        # Kept apart from the records: a remade controller hears of requests before workers.
+        self._decoding: Counter[WorkerId] = Counter()
+
+    def __contains__(self, worker_id: WorkerId) -> bool:
+        return worker_id in self._workers
+
+    def get(self, worker_id: WorkerId) -> WorkerRecord | None:
+        return self._workers.get(worker_id)
+
+    def workers(self) -> list[WorkerRecord]:
+        return list(self._workers.values())
+
+    def ready(self, role: Role) -> list[WorkerRecord]:
+        return [w for w in self._workers.values() if w.is_ready and role in w.info.role]
+
+    def add(self, info: WorkerInfo, now: float) -> WorkerRecord:
+        """A worker that is known already stays as it is."""
+        record = WorkerRecord(info, now, self._decoding)
+        return self._workers.setdefault(info.worker_id, record)
+
+    def remove(self, worker_id: WorkerId) -> None:
+        self._workers.pop(worker_id, None)
+
+    def update(self, snapshot: WorkerSnapshot, now: float) -> None:
+        """Unknown workers are ignored: a late message of one that left."""
+        record = self._workers.get(snapshot.worker_id)
+        if record is not None:
+            record.update(snapshot, now)
+
+    def book_decode(self, worker_id: WorkerId, change: int) -> None:
+        """One request more (1) or fewer (-1) has this worker as first decode candidate."""
+        self._decoding[worker_id] += change
+        if self._decoding[worker_id] == 0:
+            del self._decoding[worker_id]
+
+    def decoding(self) -> dict[WorkerId, int]:
+        return dict(self._decoding)
+
+    def mark_stale(self, now: float, stale_after_s: float) -> None:
+        for record in self._workers.values():
+            record.is_stale = now - record.seen_at > stale_after_s
+
+    def could_hold(self, ask: PlacementAsk) -> bool:
+        """Whether some pair of living workers, once empty, could hold this request."""
+        num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
+        return any(
+            prefill.max_sequence_tokens >= ask.num_prompt_tokens
+            and decode.max_sequence_tokens >= num_total_tokens
+            for prefill, decode in self._pairs()
+        )
+
+    def limits(self) -> ServingLimits | None:
+        """None while no pair of workers lives."""
+        pairs = self._pairs()
+        if not pairs:
+            return None
+        max_model_len = max(min(p.max_model_len, d.max_model_len) for p, d in pairs)
+        max_sequence_tokens = max(d.max_sequence_tokens for _, d in pairs)
+        return ServingLimits(
+            max_model_len=max_model_len,
+            max_sequence_tokens=min(max_sequence_tokens, max_model_len),
+        )
+
+    def _pairs(self) -> list[tuple[WorkerInfo, WorkerInfo]]:
+        """The largest prefill and decode worker of every layout that has both."""
+        infos = [record.info for record in self._workers.values()]
+        pairs = []
+        for digest in dict.fromkeys(info.layout_digest for info in infos):
+            alike = [info for info in infos if info.layout_digest == digest]
+            prefills = [info for info in alike if Role.PREFILL in info.role]
+            decodes = [info for info in alike if Role.DECODE in info.role]
+            if prefills and decodes:
+                pairs.append((max(prefills, key=_size), max(decodes, key=_size)))
+        return pairs
+
+
+def _size(info: WorkerInfo) -> int:
+    return info.max_sequence_tokens

@@ -1,0 +1,181 @@
+"""Admission and placement of requests: the queue, and who goes next."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.snapshot import Role
+from pdray.policy.admission import Admission, decide, max_in_flight, retry_after_s
+from pdray.policy.placement.base import PlacementPolicy
+
+from .fleet import Fleet
+from .in_flight import InFlightTable, PlacedRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedRequest:
+    frontend_id: str
+    ask: PlacementAsk
+    queued_at: float
+
+
+class Router:
+    """First come, first served, within the bound on requests in flight.
+
+    Every ask that was answered with ``Queued`` is answered once more, by ``place_queued``,
+    ``time_out`` or ``give_up``.
+    """
+
+    def __init__(
+        self, policy: PlacementPolicy, fleet: Fleet, table: InFlightTable, max_queued: int
+    ) -> None:
+        self._policy = policy
+        self._fleet = fleet
+        self._table = table
+        self._max_queued = max_queued
+        self._queue: OrderedDict[str, QueuedRequest] = OrderedDict()
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    def place(
+        self, frontend_id: str, ask: PlacementAsk, now: float
+    ) -> Placement | Queued | Refusal:
+        known = self._answer_of_known(frontend_id, ask)
+        if known is not None:
+            return known
+        if self._fleet.limits() is not None and not self._fleet.could_hold(ask):
+            return self._refuse_too_long(ask)
+        match self._admission():
+            case Admission.ADMIT:
+                placement = self._choose(frontend_id, ask, now)
+                if placement is not None:
+                    return placement
+            case Admission.REJECT:
+                return self._refuse(ask, f"{self.num_queued} requests are queued", now)
+        if self.num_queued >= self._max_queued:
+            return self._refuse(ask, "no worker is ready, and nothing may queue", now)
+        self._queue[ask.request_id] = QueuedRequest(frontend_id=frontend_id, ask=ask, queued_at=now)
+        return Queued(request_id=ask.request_id)
+
+    def place_queued(self, now: float) -> list[Placement | Refusal]:
+        """Answers queued requests from the front for as long as they can go."""
+        answers: list[Placement | Refusal] = []
+        while self._queue:
+            queued = next(iter(self._queue.values()))
+            answer = self._answer_of_first(queued, now)
+            if answer is None:
+                break
+            self._queue.popitem(last=False)
+            answers.append(answer)
+        return answers
+
+    def time_out(self, queued_before: float, now: float) -> list[Placement | Refusal]:
+        """Refuses those that came before ``queued_before``."""
+        answers: list[Placement | Refusal] = []
+        while self._queue:
+            queued = next(iter(self._queue.values()))
+            if queued.queued_at > queued_before:
+                break
+            self._queue.popitem(last=False)
+            waited_s = now - queued.queued_at
+            answers.append(self._refuse(queued.ask, f"queued for {waited_s:.0f} s", now))
+        return answers
+
+    def give_up(self, frontend_id: str, request_id: str) -> Refusal | None:
+        """Takes a request off the queue for its frontend; None where it is not there."""
+        queued = self._queue.get(request_id)
+        if queued is None or queued.frontend_id != frontend_id:
+            return None
+        del self._queue[request_id]
+        return Refusal(request_id=request_id, reason="given up by its frontend", retry_after_s=None)
+
+    def queued_of(self, frontend_id: str) -> list[str]:
+        return [rid for rid, q in self._queue.items() if q.frontend_id == frontend_id]
+
+    def check_integrity(self) -> None:
+        assert self.num_queued <= self._max_queued, f"{self.num_queued} requests are queued"
+        queued_at = [queued.queued_at for queued in self._queue.values()]
+        assert queued_at == sorted(queued_at), "the queue is not in order of arrival"
+        both = [request_id for request_id in self._queue if self._table.get(request_id)]
+        assert not both, f"queued and placed: {both}"
+
+    def _admission(self) -> Admission:
+        return decide(
+            num_in_flight=len(self._table),
+            max_in_flight=max_in_flight(self._fleet),
+            num_queued=self.num_queued,
+            max_queued=self._max_queued,
+        )
+
+    def _answer_of_known(
+        self, frontend_id: str, ask: PlacementAsk
+    ) -> Placement | Queued | Refusal | None:
+        """The answer to an ask that was made before, as its reply may have been lost.
+
+        One whose prefill worker has left is placed again.
+        """
+        queued = self._queue.get(ask.request_id)
+        placed = self._table.get(ask.request_id)
+        owner = queued or placed
+        if owner is None:
+            return None
+        if owner.frontend_id != frontend_id:
+            reason = f"request id {ask.request_id!r} is in use by another frontend"
+            return Refusal(request_id=ask.request_id, reason=reason, retry_after_s=None)
+        if queued is not None:
+            return Queued(request_id=ask.request_id)
+        assert placed is not None
+        if placed.placement is not None and placed.in_flight.prefill_id in self._fleet:
+            return placed.placement
+        self._table.remove(ask.request_id)
+        return None
+
+    def _answer_of_first(self, queued: QueuedRequest, now: float) -> Placement | Refusal | None:
+        if self._fleet.limits() is not None and not self._fleet.could_hold(queued.ask):
+            return self._refuse_too_long(queued.ask)
+        if len(self._table) >= max_in_flight(self._fleet):
+            return None
+        return self._choose(queued.frontend_id, queued.ask, now)
+
+    def _choose(self, frontend_id: str, ask: PlacementAsk, now: float) -> Placement | None:
+        choice = self._policy.place(self._fleet, ask)
+        if choice is None:
+            return None
+        prefill = self._fleet.get(choice.prefill_id)
+        decodes = [self._fleet.get(worker_id) for worker_id in choice.decode_ids]
+        assert prefill is not None, f"no such worker: {choice.prefill_id}"
+        assert prefill.is_ready, f"not ready: {choice.prefill_id}"
+        assert Role.PREFILL in prefill.info.role, f"no prefill worker: {choice.prefill_id}"
+        placement = Placement(
+            request_id=ask.request_id,
+            prefill=prefill.info.address,
+            decode_candidates=tuple(d.info.address for d in decodes if d is not None),
+        )
+        prefill.add_prefill(ask.num_prompt_tokens, now)
+        in_flight = InFlight(ask=ask, prefill_id=choice.prefill_id, decode_id=choice.decode_ids[0])
+        self._table.add(
+            PlacedRequest(frontend_id=frontend_id, in_flight=in_flight, placement=placement)
+        )
+        return placement
+
+    def _refuse(self, ask: PlacementAsk, reason: str, now: float) -> Refusal:
+        return Refusal(
+            request_id=ask.request_id,
+            reason=reason,
+            retry_after_s=retry_after_s(
+                num_queued=self.num_queued, finished_per_s=self._table.finished_per_s(now)
+            ),
+        )
+
+    def _refuse_too_long(self, ask: PlacementAsk) -> Refusal:
+        limits = self._fleet.limits()
+        assert limits is not None
+        reason = (
+            f"{ask.num_prompt_tokens} prompt tokens and max_tokens of {ask.max_tokens} are more "
+            f"than any worker could hold: {limits.max_sequence_tokens} tokens at most"
+        )
+        return Refusal(request_id=ask.request_id, reason=reason, retry_after_s=None)

@@ -1,0 +1,42 @@
+"""At the door: place a request now, let it wait, or send it away."""
+
+from __future__ import annotations
+
+import enum
+
+from pdray.core.snapshot import FleetView, Role
+
+_MIN_RETRY_AFTER_S = 1.0
+_MAX_RETRY_AFTER_S = 60.0
+
+
+class Admission(enum.Enum):
+    ADMIT = enum.auto()
+    QUEUE = enum.auto()
+    REJECT = enum.auto()
+
+
+def max_in_flight(view: FleetView) -> int:
+    """How many requests the ready workers may have at once: a full batch in every decode
+    worker, and as many again in prefill, so that decode never waits for the next one."""
+    return sum(
+        worker.info.max_batch_size
+        for role in (Role.PREFILL, Role.DECODE)
+        for worker in view.ready(role)
+    )
+
+
+def decide(
+    *, num_in_flight: int, max_in_flight: int, num_queued: int, max_queued: int
+) -> Admission:
+    """First come, first served: nobody passes a request that already waits."""
+    if num_queued == 0 and num_in_flight < max_in_flight:
+        return Admission.ADMIT
+    return Admission.QUEUE if num_queued < max_queued else Admission.REJECT
+
+
+def retry_after_s(*, num_queued: int, finished_per_s: float) -> float:
+    """When the queue of now will have been served, at the rate of late; 1 to 60 s."""
+    if finished_per_s <= 0.0:
+        return _MAX_RETRY_AFTER_S
+    return min(max(num_queued / finished_per_s, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)

@@ -1,0 +1,29 @@
+"""The least loaded prefill worker, and decode workers by the room they have left."""
+
+from __future__ import annotations
+
+from pdray.core.placement import PlacementAsk
+from pdray.core.snapshot import FleetView, WorkerView
+
+from .base import MAX_DECODE_CANDIDATES, PlacementChoice, pairings
+
+
+class LeastLoaded:
+    """Prefill: fewest prompt tokens still to compute. Decode: a worker is as full as the
+    fuller of its batch and its KV memory. Ties go to the worker that joined first."""
+
+    def place(self, view: FleetView, ask: PlacementAsk) -> PlacementChoice | None:
+        pairs = pairings(view, ask)
+        if not pairs:
+            return None
+        best = min(pairs, key=lambda pair: pair.prefill.prefill_backlog_tokens)
+        decodes = sorted(best.decodes, key=_fullness)[:MAX_DECODE_CANDIDATES]
+        return PlacementChoice(
+            prefill_id=best.prefill.info.worker_id,
+            decode_ids=tuple(worker.info.worker_id for worker in decodes),
+        )
+
+
+def _fullness(worker: WorkerView) -> tuple[float, int]:
+    batch_utilization = worker.num_decoding / worker.info.max_batch_size
+    return max(batch_utilization, worker.kv_utilization), worker.num_decoding

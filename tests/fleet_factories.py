@@ -1,0 +1,62 @@
+"""Workers, snapshots and asks for tests of policies and of the control plane."""
+
+from __future__ import annotations
+
+from pdray.core.placement import PlacementAsk, WorkerAddress
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot, WorkerState
+
+
+def make_info(
+    worker_id: str,
+    role: Role,
+    *,
+    layout_digest: str = "layout",
+    max_batch_size: int = 4,
+    max_model_len: int = 4096,
+    max_sequence_tokens: int = 1024,
+) -> WorkerInfo:
+    return WorkerInfo(
+        worker_id=WorkerId(worker_id),
+        pool=str(role.name).lower(),
+        node_group="laptop",
+        role=role,
+        address=WorkerAddress(
+            worker_id=WorkerId(worker_id), host="127.0.0.1", port=1, link_key=b"key"
+        ),
+        layout_digest=layout_digest,
+        num_blocks=100,
+        max_batch_size=max_batch_size,
+        max_tokens_per_step=512,
+        max_model_len=max_model_len,
+        max_sequence_tokens=max_sequence_tokens,
+    )
+
+
+def make_snapshot(
+    worker_id: str,
+    *,
+    state: WorkerState = WorkerState.READY,
+    prefill_backlog_tokens: int = 0,
+    num_held_blocks: int = 0,
+) -> WorkerSnapshot:
+    return WorkerSnapshot(
+        worker_id=WorkerId(worker_id),
+        state=state,
+        taken_at=0.0,
+        num_waiting=0,
+        num_running=0,
+        prefill_backlog_tokens=prefill_backlog_tokens,
+        num_blocks=100,
+        num_free_blocks=100 - num_held_blocks,
+        num_held_blocks=num_held_blocks,
+        num_quarantined_blocks=0,
+    )
+
+
+def make_ask(
+    request_id: str = "r", *, num_prompt_tokens: int = 100, max_tokens: int = 10
+) -> PlacementAsk:
+    return PlacementAsk(
+        request_id=request_id, num_prompt_tokens=num_prompt_tokens, max_tokens=max_tokens
+    )
