@@ -1,0 +1,272 @@
+"""What frontends and workers count, as Prometheus metrics.
+
+Each set lives on a registry of its own, so that several fit into one process, and each of its
+samples carries the labels that name its process. Children are looked up once: recording a
+token costs no label lookup. Any thread may record.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from pdray.core.snapshot import WorkerSnapshot
+from pdray.metrics.exposition import exposition_text
+
+REQUEST_BUCKETS_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
+    *(0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+"""For what a request waits for once: its first token, its end."""
+
+TOKEN_BUCKETS_S = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06),
+    *(0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0),
+    *(60.0, 120.0),
+)
+"""For what comes again with every token or step."""
+
+TRANSFER_BUCKETS_S = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015),
+    *(0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0),
+    *(60.0, 120.0),
+)
+"""For the way of KV blocks between workers."""
+
+
+class Outcome(enum.StrEnum):
+    """How a request ended, as its frontend saw it."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    INVALID = "invalid"
+    OVERLOADED = "overloaded"
+    SLOW_READER = "slow_reader"
+    FAILED = "failed"
+
+
+class FrontendMetrics:
+    """One frontend's metrics; ``replica`` is the label that tells it from the others."""
+
+    def __init__(self, replica: str) -> None:
+        self._registry = registry = CollectorRegistry()
+
+        def histogram(name: str, text: str, buckets_s: tuple[float, ...]) -> Histogram:
+            return Histogram(name, text, ["replica"], registry=registry, buckets=buckets_s).labels(
+                replica
+            )
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(name, text, ["replica"], registry=registry).labels(replica)
+
+        ended = Counter(
+            "pdray_requests", "Requests that ended.", ["replica", "outcome"], registry=registry
+        )
+        self._ended = {outcome: ended.labels(replica, outcome.value) for outcome in Outcome}
+        self._in_flight = Gauge(
+            "pdray_num_requests_in_flight",
+            "Requests that came and have not ended.",
+            ["replica"],
+            registry=registry,
+        ).labels(replica)
+        self._prompt_tokens = counter("pdray_prompt_tokens", "Tokens of prompts that came.")
+        self._output_tokens = counter("pdray_generation_tokens", "Tokens made for clients.")
+        self._ttft = histogram(
+            "pdray_time_to_first_token_seconds", "Arrival to first token.", REQUEST_BUCKETS_S
+        )
+        self._tpot = histogram(
+            "pdray_time_per_output_token_seconds",
+            "Per request: last minus first token's time, over output tokens less one.",
+            TOKEN_BUCKETS_S,
+        )
+        self._itl = histogram(
+            "pdray_inter_token_latency_seconds",
+            "Gap between consecutive tokens of one request.",
+            TOKEN_BUCKETS_S,
+        )
+        self._e2e = histogram(
+            "pdray_e2e_request_latency_seconds", "Arrival to last token.", REQUEST_BUCKETS_S
+        )
+
+    def request_started(self, num_prompt_tokens: int) -> None:
+        """A request came; exactly one ``request_ended`` must follow."""
+        self._in_flight.inc()
+        self._prompt_tokens.inc(num_prompt_tokens)
+
+    def observe_first_token(self, seconds: float, n: int = 1) -> None:
+        """The first token, ``seconds`` after arrival; ``n - 1`` more came with it."""
+        self._ttft.observe(seconds)
+        self._output_tokens.inc(n)
+        for _ in range(n - 1):
+            self._itl.observe(0.0)
+
+    def token_interval(self, seconds: float, n: int = 1) -> None:
+        """``n`` more tokens, together, ``seconds`` after those before: one gap of that length
+        and ``n - 1`` of none, which is what the client sees."""
+        self._itl.observe(seconds)
+        self._output_tokens.inc(n)
+        for _ in range(n - 1):
+            self._itl.observe(0.0)
+
+    def request_ended(
+        self, outcome: Outcome, *, e2e_s: float | None = None, tpot_s: float | None = None
+    ) -> None:
+        """A request ended. The times are of those that ended well, None for all others;
+        ``tpot_s`` is None for one-token outputs too."""
+        self._in_flight.dec()
+        self._ended[outcome].inc()
+        if e2e_s is not None:
+            self._e2e.observe(e2e_s)
+        if tpot_s is not None:
+            self._tpot.observe(tpot_s)
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return exposition_text(self._registry)
+
+
+class WorkerMetrics:
+    """One worker's metrics; transfers are counted by the worker that reads."""
+
+    def __init__(self, worker_id: str, pool: str) -> None:
+        self._worker_id = worker_id
+        self._pool = pool
+        self._registry = registry = CollectorRegistry()
+        names = ["worker_id", "pool"]
+        values = (worker_id, pool)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(name, text, names, registry=registry).labels(*values)
+
+        self._num_running = gauge("pdray_num_requests_running", "Sequences in the running batch.")
+        self._num_waiting = gauge("pdray_num_requests_waiting", "Sequences not yet running.")
+        self._utilization = gauge(
+            "pdray_kv_utilization", "Blocks in use (held or quarantined) over all blocks, 0 to 1."
+        )
+        blocks = Gauge(
+            "pdray_kv_blocks", "KV blocks by state.", [*names, "state"], registry=registry
+        )
+        self._free, self._cached, self._held, self._quarantined = (
+            blocks.labels(*values, state) for state in ("free", "cached", "held", "quarantined")
+        )
+        self._preemptions = Counter(
+            "pdray_num_preemptions", "Running sequences put back.", names, registry=registry
+        ).labels(*values)
+        self._init_engine(registry, names, values)
+        self._init_transfer(registry, names, values)
+
+    def _init_engine(
+        self, registry: CollectorRegistry, names: list[str], values: tuple[str, str]
+    ) -> None:
+        steps = Histogram(
+            "pdray_engine_step_seconds",
+            "Time of an engine step, by what was in it.",
+            [*names, "phase"],
+            registry=registry,
+            buckets=TOKEN_BUCKETS_S,
+        )
+        self._prefill_step, self._decode_step, self._mixed_step = (
+            steps.labels(*values, phase) for phase in ("prefill", "decode", "mixed")
+        )
+        tokens = Counter(
+            "pdray_engine_tokens", "Tokens computed.", [*names, "phase"], registry=registry
+        )
+        self._prefill_tokens = tokens.labels(*values, "prefill")
+        self._decode_tokens = tokens.labels(*values, "decode")
+
+    def _init_transfer(
+        self, registry: CollectorRegistry, names: list[str], values: tuple[str, str]
+    ) -> None:
+        labels = ["worker_id", "transport", "source_pool", "target_pool"]
+        self._transfer_bytes = Counter(
+            "pdray_kv_transfer_bytes", "KV bytes read from peers.", labels, registry=registry
+        )
+        self._transfer_blocks = Counter(
+            "pdray_kv_transfer_blocks", "KV blocks read from peers.", labels, registry=registry
+        )
+        self._hidden_bytes = Counter(
+            "pdray_kv_transfer_hidden_bytes",
+            "KV bytes that had arrived before the prompt's last chunk was computed.",
+            labels,
+            registry=registry,
+        )
+        self._transfer_s = Histogram(
+            "pdray_kv_transfer_seconds",
+            "Time of one read of a peer's blocks.",
+            labels,
+            registry=registry,
+            buckets=TRANSFER_BUCKETS_S,
+        )
+        self._handoff_s = Histogram(
+            "pdray_handoff_seconds",
+            "Prefill done to the first decode step that can run.",
+            names,
+            registry=registry,
+            buckets=TRANSFER_BUCKETS_S,
+        ).labels(*values)
+
+    def set_queues(self, *, num_running: int, num_waiting: int) -> None:
+        self._num_running.set(num_running)
+        self._num_waiting.set(num_waiting)
+
+    def set_blocks(self, *, total: int, free: int, held: int, quarantined: int) -> None:
+        """Blocks by state; those that are none of the three hold only prefix cache."""
+        self._free.set(free)
+        self._cached.set(total - free - held - quarantined)
+        self._held.set(held)
+        self._quarantined.set(quarantined)
+        self._utilization.set((held + quarantined) / total)
+
+    def set_snapshot(self, snapshot: WorkerSnapshot) -> None:
+        """All gauges from one snapshot."""
+        self.set_queues(num_running=snapshot.num_running, num_waiting=snapshot.num_waiting)
+        self.set_blocks(
+            total=snapshot.num_blocks,
+            free=snapshot.num_free_blocks,
+            held=snapshot.num_held_blocks,
+            quarantined=snapshot.num_quarantined_blocks,
+        )
+
+    def step_finished(
+        self, seconds: float, *, num_prefill_tokens: int, num_decode_tokens: int
+    ) -> None:
+        """An engine step that computed so many tokens of each phase."""
+        if num_decode_tokens == 0:
+            self._prefill_step.observe(seconds)
+        elif num_prefill_tokens == 0:
+            self._decode_step.observe(seconds)
+        else:
+            self._mixed_step.observe(seconds)
+        self._prefill_tokens.inc(num_prefill_tokens)
+        self._decode_tokens.inc(num_decode_tokens)
+
+    def preempted(self, n: int = 1) -> None:
+        self._preemptions.inc(n)
+
+    def transfer_finished(
+        self,
+        seconds: float,
+        *,
+        transport: str,
+        source_pool: str,
+        num_blocks: int,
+        num_bytes: int,
+        is_hidden: bool,
+    ) -> None:
+        """A read of a peer's blocks is done; ``is_hidden`` where the prompt's last chunk was
+        not yet computed then, so that nobody waited for it."""
+        labels = (self._worker_id, transport, source_pool, self._pool)
+        self._transfer_s.labels(*labels).observe(seconds)
+        self._transfer_blocks.labels(*labels).inc(num_blocks)
+        self._transfer_bytes.labels(*labels).inc(num_bytes)
+        self._hidden_bytes.labels(*labels).inc(num_bytes if is_hidden else 0)
+
+    def handoff_finished(self, seconds: float) -> None:
+        """A pulled sequence can decode, ``seconds`` after its prefill was done."""
+        self._handoff_s.observe(seconds)
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return exposition_text(self._registry)
