@@ -1,0 +1,148 @@
+"""The whole data path in one process, without Ray: for tests, and to look at it closely.
+
+Real workers, real links, the real control plane; only processes and actors are missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from pdray.config import PdrayConfig
+from pdray.control.controller import ControlConfig, ControlPlane
+from pdray.core.clock import WallClock
+from pdray.core.errors import UnavailableError
+from pdray.core.placement import Placement, PlacementAsk, Queued, Refusal, ServingLimits
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import Role
+from pdray.frontend.frontend import Frontend
+from pdray.policy.placement import PLACEMENT
+from pdray.worker.config import WorkerConfig
+from pdray.worker.worker import Worker, build_worker
+
+SNAPSHOT_S = 0.05
+
+
+class LocalController:
+    """A ControlPlane with the clock and the timers that the controller actor gives it elsewhere;
+    the ControllerClient of one frontend."""
+
+    def __init__(self, frontend_id: str, plane: ControlPlane) -> None:
+        self._frontend_id = frontend_id
+        self._plane = plane
+        self._clock = WallClock()
+        self._waiting: dict[str, asyncio.Future[Placement | Refusal]] = {}
+
+    async def place(self, asks: Sequence[PlacementAsk]) -> list[Placement | Queued | Refusal]:
+        answers = self._plane.place(self._frontend_id, asks, self._clock.now())
+        loop = asyncio.get_running_loop()
+        for answer in answers:
+            if isinstance(answer, Queued):
+                self._waiting.setdefault(answer.request_id, loop.create_future())
+        self._deliver()
+        return answers
+
+    async def wait(self, request_id: str) -> Placement | Refusal:
+        try:
+            return await self._waiting[request_id]
+        finally:
+            self._waiting.pop(request_id, None)
+
+    def finished(self, request_ids: Sequence[str]) -> None:
+        self._plane.finished(self._frontend_id, request_ids, self._clock.now())
+        self._deliver()
+
+    async def limits(self) -> ServingLimits:
+        limits = self._plane.limits()
+        if limits is None:
+            raise UnavailableError("no prefill and decode worker are up")
+        return limits
+
+    def observe(self, workers: Sequence[Worker]) -> None:
+        """A round of snapshots and timers."""
+        now = self._clock.now()
+        self._plane.frontend_seen(self._frontend_id, now)
+        for worker in workers:
+            self._plane.snapshot(worker.snapshot(), now)
+        self._plane.tick(now)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        for decision in self._plane.take_decisions():
+            waiting = self._waiting.get(decision.request_id)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(decision)
+
+
+class LocalCluster:
+    """``async with LocalCluster(config, model_path) as cluster: cluster.frontend.generate(...)``.
+
+    Every worker loads the model for itself, as it would elsewhere.
+    """
+
+    def __init__(self, config: PdrayConfig, model_path: Path) -> None:
+        self._config = config
+        self.plane = ControlPlane(
+            ControlConfig(
+                max_queued_requests=config.controller.max_queued_requests,
+                queue_timeout_s=config.controller.queue_timeout_s,
+            ),
+            PLACEMENT.get(config.controller.placement)(),
+        )
+        self.controller = LocalController("local", self.plane)
+        self.frontend = Frontend(
+            "local", self.controller, max_unread_tokens=config.serve.slow_reader_tokens
+        )
+        self.workers = [
+            build_worker(worker_config)
+            for worker_config in local_worker_configs(config, model_path)
+        ]
+        self._observer: asyncio.Task[None] | None = None
+
+    def workers_of(self, pool: str) -> list[Worker]:
+        return [worker for worker in self.workers if worker.config.pool == pool]
+
+    async def __aenter__(self) -> LocalCluster:
+        now = WallClock().now()
+        for worker in self.workers:
+            self.plane.worker_joined(await worker.start(), now)
+        self._observer = asyncio.get_running_loop().create_task(self._observe())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._observer is not None:
+            self._observer.cancel()
+        await self.frontend.stop()
+        for worker in self.workers:
+            await worker.stop()
+
+    async def _observe(self) -> None:
+        while True:
+            self.controller.observe(self.workers)
+            await asyncio.sleep(SNAPSHOT_S)
+
+
+def local_worker_configs(config: PdrayConfig, model_path: Path) -> list[WorkerConfig]:
+    """One for each replica of each pool, on the first of the pool's node groups."""
+    return [
+        WorkerConfig(
+            worker_id=WorkerId(f"{pool_name}-{index}-local"),
+            pool=pool_name,
+            node_group=pool.node_groups[0],
+            role=Role.parse(pool.role),
+            host="127.0.0.1",
+            model_path=model_path,
+            engine=config.engine_config(pool_name, pool.node_groups[0]),
+            transport=config.transfer.transport,
+            lease_s=config.transfer.lease_s,
+        )
+        for pool_name, pool in config.pools.items()
+        for index in range(pool.replicas)
+    ]

@@ -1,0 +1,121 @@
+"""Which of a worker's blocks a peer may be reading, and when they are its own again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pdray.core.clock import Clock
+from pdray.core.handoff import Watermark
+from pdray.engine.engine import Engine
+from pdray.engine.sequence import Sequence
+from pdray.link.connection import Connection
+from pdray.link.messages import Acknowledge, Publish, Withdraw
+from pdray.transfer.lease import Lease, LeaseState, LeaseTable
+from pdray.transfer.transfer_thread import TransferThread
+
+logger = logging.getLogger(__name__)
+
+QUARANTINE_S = 20.0
+"""Longer than a message can be under way: a link that delivers nothing is cut before."""
+
+
+@dataclass(slots=True, eq=False)
+class _Loan:
+    reader: Connection
+    sequence: Sequence
+    is_quarantined: bool = False
+
+
+class Lending:
+    """Runs the lease protocol over links, and releases a sequence's blocks when it allows.
+
+    ``on_end(lease_id, failure)`` is called when the reader has no more to do with the blocks,
+    just before they are released; for a lost or silent reader already when they go into
+    quarantine. Lives on the event loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        transfer: TransferThread,
+        lease_s: float,
+        clock: Clock,
+        on_end: Callable[[str, str | None], None],
+    ) -> None:
+        self._engine = engine
+        self._transfer = transfer
+        self._clock = clock
+        self._on_end = on_end
+        self._table = LeaseTable(lease_s=lease_s, quarantine_s=QUARANTINE_S)
+        self._loans: dict[str, _Loan] = {}
+
+    @property
+    def num_active(self) -> int:
+        return len(self._loans)
+
+    def offer(self, lease_id: str, reader: Connection) -> None:
+        self._table.offer(lease_id, reader.peer_id, self._clock.now())
+
+    def refused(self, lease_id: str) -> None:
+        self._table.refuse(lease_id)
+
+    def accepted(self, lease_id: str, reader: Connection, sequence: Sequence) -> bool:
+        """From here on ``sequence``'s blocks are the lease's to release. False where the lease
+        has ended meanwhile, as with a lost reader: nothing is lent then."""
+        if not self._table.accept(lease_id, self._clock.now()):
+            return False
+        self._loans[lease_id] = _Loan(reader, sequence)
+        # The owner polls from here on: the reader's first read makes the connection.
+        self._transfer.begin_lending()
+        return True
+
+    def publish(self, watermark: Watermark) -> None:
+        """Lets the reader read; not where the lease has run out, or its reader is gone."""
+        if self._table.renew(watermark.lease_id, self._clock.now()):
+            self._loans[watermark.lease_id].reader.send(Publish(watermark=watermark))
+
+    def withdraw(self, lease_id: str) -> None:
+        """The request is over. Its blocks are released when the reader says so, or never read."""
+        loan = self._loans.get(lease_id)
+        changed = self._table.withdraw(lease_id)
+        if loan is not None and changed:
+            loan.reader.send(Withdraw(lease_id=lease_id))
+        self._apply(changed, None)
+
+    def on_acknowledge(self, message: Acknowledge) -> None:
+        self._apply(self._table.acknowledge(message.lease_id), message.failure)
+
+    def on_reader_lost(self, reader: Connection) -> None:
+        changed = self._table.reader_lost(reader.peer_id)
+        self._apply(changed, f"decode worker {reader.peer_id} was lost during the handoff")
+
+    def tick(self) -> None:
+        self._apply(self._table.tick(self._clock.now()), "the handoff's lease ran out")
+
+    def _apply(self, changed: tuple[Lease, ...], failure: str | None) -> None:
+        for lease in changed:
+            loan = self._loans.get(lease.lease_id)
+            if loan is None:
+                continue
+            if lease.state is LeaseState.QUARANTINED:
+                self._quarantine(lease.lease_id, loan, failure)
+            elif lease.may_release_blocks:
+                self._release(lease.lease_id, loan, failure)
+
+    def _quarantine(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
+        logger.warning("lease in quarantine: %s, lease_id=%s", failure, lease_id)
+        loan.is_quarantined = True
+        self._on_end(lease_id, failure)
+        self._engine.quarantine(loan.sequence)
+
+    def _release(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
+        del self._loans[lease_id]
+        if loan.is_quarantined:
+            self._engine.end_quarantine(loan.sequence)
+        else:
+            self._on_end(lease_id, failure)
+            self._engine.release(loan.sequence)
+        self._transfer.end_lending()

@@ -1,0 +1,64 @@
+"""What a worker says to frontends: all tokens of a step in one message to each of them."""
+
+from __future__ import annotations
+
+import logging
+
+from pdray.core.request import FinishReason, TokenChunk, WorkerId
+from pdray.link.connection import Connection
+from pdray.link.messages import Failed, Tokens
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Collects chunks until ``flush``; frontends that have gone are not written to."""
+
+    def __init__(self) -> None:
+        self._frontends: dict[str, Connection] = {}
+        self._chunks: dict[str, list[TokenChunk]] = {}
+
+    def attach(self, connection: Connection) -> None:
+        self._frontends[connection.peer_id] = connection
+
+    def detach(self, connection: Connection) -> bool:
+        """False where the frontend has connected again since, and is not gone."""
+        if self._frontends.get(connection.peer_id) is not connection:
+            return False
+        del self._frontends[connection.peer_id]
+        self._chunks.pop(connection.peer_id, None)
+        return True
+
+    def put(
+        self,
+        frontend_id: str,
+        *,
+        request_id: str,
+        attempt: int,
+        index: int,
+        token_ids: tuple[int, ...],
+        finish_reason: FinishReason | None,
+        decode_worker_id: WorkerId | None = None,
+    ) -> None:
+        chunk = TokenChunk(
+            request_id=request_id,
+            attempt=attempt,
+            index=index,
+            token_ids=token_ids,
+            finish_reason=finish_reason,
+            decode_worker_id=decode_worker_id,
+        )
+        self._chunks.setdefault(frontend_id, []).append(chunk)
+
+    def flush(self) -> None:
+        for frontend_id, chunks in self._chunks.items():
+            connection = self._frontends.get(frontend_id)
+            if connection is not None:
+                connection.send(Tokens(chunks=tuple(chunks)))
+        self._chunks.clear()
+
+    def fail(self, frontend_id: str, request_id: str, attempt: int, reason: str) -> None:
+        logger.warning("request failed: %s, request_id=%s attempt=%d", reason, request_id, attempt)
+        connection = self._frontends.get(frontend_id)
+        if connection is not None:
+            connection.send(Failed(request_id=request_id, attempt=attempt, reason=reason))

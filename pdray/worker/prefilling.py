@@ -1,0 +1,321 @@
+"""A prompt's way through a prefill worker: wait, reserve at decode, run, publish, hand off.
+
+Knows nothing of how the blocks are read; `lending.py` keeps them until the reader is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+from dataclasses import dataclass
+
+from pdray.core.clock import Clock
+from pdray.core.errors import LinkError
+from pdray.core.handoff import Handoff, Watermark
+from pdray.core.placement import WorkerAddress
+from pdray.core.request import WorkerId
+from pdray.engine.engine import Engine, SequenceOutput
+from pdray.engine.sequence import Sequence
+from pdray.link.messages import Offer, OfferReply, Submission, Withdraw
+from pdray.link.peers import PeerLinks
+from pdray.worker.attempts import AttemptTable
+from pdray.worker.lending import Lending
+from pdray.worker.outbox import Outbox
+from pdray.worker.tasks import Tasks
+
+RETRY_S = 0.02
+"""Between two rounds of offers for a prompt that all candidates refused."""
+PATIENCE = 10
+"""Rounds that others may overtake a refused prompt; then nobody passes it any more, so that
+a long prompt cannot starve behind short ones."""
+OFFER_TIMEOUT_S = 5.0
+
+
+class Phase(enum.StrEnum):
+    """WAITING -> OFFERED -> RUNNING -> HANDING_OFF; OFFERED goes back when all refuse."""
+
+    WAITING = "waiting"
+    OFFERED = "offered"
+    RUNNING = "running"
+    HANDING_OFF = "handing_off"
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    number: int
+    frontend_id: str
+    submission: Submission
+    sequence: Sequence
+    phase: Phase = Phase.WAITING
+    lease_id: str | None = None
+    reader_id: WorkerId | None = None
+    num_refusals: int = 0
+    retry_at: float = 0.0
+    is_cancelled: bool = False
+
+    @property
+    def request_id(self) -> str:
+        return self.submission.request.request_id
+
+    @property
+    def attempt(self) -> int:
+        return self.submission.attempt
+
+    @property
+    def num_tokens(self) -> int:
+        """To be computed here: the prompt, and what earlier attempts have put behind it."""
+        request = self.submission.request
+        return len(request.prompt_token_ids) + len(request.output_token_ids)
+
+    @property
+    def needs_handoff(self) -> bool:
+        request = self.submission.request
+        return request.sampling.max_tokens - len(request.output_token_ids) > 1
+
+
+class Prefilling:
+    """The prompts of one worker. Lives on the event loop; calls no blocking thing."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: WorkerId,
+        lease_s: float,
+        max_tokens_per_step: int,
+        engine: Engine,
+        peers: PeerLinks,
+        lending: Lending,
+        outbox: Outbox,
+        attempts: AttemptTable,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._worker_id = worker_id
+        self._lease_s = lease_s
+        # The running step and the next one: enough that the engine never waits for an offer.
+        self._lookahead_tokens = 2 * max_tokens_per_step
+        self._engine = engine
+        self._peers = peers
+        self._lending = lending
+        self._outbox = outbox
+        self._attempts = attempts
+        self._tasks = tasks
+        self._clock = clock
+        self._waiting: list[Prompt] = []
+        self._prompts: dict[tuple[str, int], Prompt] = {}
+        self._by_lease: dict[str, Prompt] = {}
+        self._replies: dict[str, asyncio.Future[str | None]] = {}
+        self._numbers = itertools.count()
+        self._lease_numbers = itertools.count()
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_active(self) -> int:
+        return len(self._prompts)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(prompt.num_tokens for prompt in self._waiting)
+
+    def submit(self, frontend_id: str, submission: Submission) -> None:
+        prompt = Prompt(next(self._numbers), frontend_id, submission, new_sequence(submission))
+        self._prompts[(prompt.request_id, prompt.attempt)] = prompt
+        self._waiting.append(prompt)
+        self.pump()
+
+    def pump(self) -> None:
+        """Starts the prompts that are about to run, in order of arrival."""
+        now = self._clock.now()
+        for prompt in list(self._waiting):
+            if self._ahead_tokens() >= self._lookahead_tokens:
+                return
+            if prompt.retry_at > now:
+                if prompt.num_refusals >= PATIENCE:
+                    return
+                continue
+            if not self._engine.allocate(prompt.sequence, prompt.num_tokens):
+                return
+            self._waiting.remove(prompt)
+            self._start(prompt)
+
+    def _ahead_tokens(self) -> int:
+        offered = sum(
+            prompt.num_tokens for prompt in self._prompts.values() if prompt.phase is Phase.OFFERED
+        )
+        return offered + self._engine.prefill_backlog_tokens
+
+    def _start(self, prompt: Prompt) -> None:
+        if not prompt.needs_handoff:
+            self._run(prompt)
+            return
+        prompt.phase = Phase.OFFERED
+        self._tasks.start(self._offer(prompt))
+
+    def _run(self, prompt: Prompt) -> None:
+        prompt.phase = Phase.RUNNING
+        self._engine.add(prompt.sequence)
+
+    async def _offer(self, prompt: Prompt) -> None:
+        """Asks the candidates in order; runs the prompt at the first yes."""
+        refusals: list[str] = []
+        num_unreachable = 0
+        for candidate in prompt.submission.decode_candidates:
+            try:
+                refusal = await self._ask(prompt, candidate)
+            except LinkError as error:
+                refusal, num_unreachable = str(error), num_unreachable + 1
+            if prompt.is_cancelled:
+                self._drop_offered(prompt)
+                return
+            if refusal is None:
+                self._run(prompt)
+                return
+            refusals.append(f"{candidate.worker_id}: {refusal}")
+        self._engine.release(prompt.sequence)
+        if num_unreachable == len(prompt.submission.decode_candidates):
+            self._fail(prompt, f"no decode worker can be reached ({'; '.join(refusals)})")
+            return
+        self._wait_again(prompt)
+
+    def _drop_offered(self, prompt: Prompt) -> None:
+        if prompt.lease_id is not None:
+            self._lending.withdraw(prompt.lease_id)
+        else:
+            self._engine.release(prompt.sequence)
+        self.pump()
+
+    def _wait_again(self, prompt: Prompt) -> None:
+        prompt.phase = Phase.WAITING
+        prompt.sequence = new_sequence(prompt.submission)
+        prompt.num_refusals += 1
+        prompt.retry_at = self._clock.now() + RETRY_S
+        self._waiting.insert(0, prompt)
+        self._waiting.sort(key=lambda each: each.number)
+        asyncio.get_running_loop().call_later(RETRY_S, self.pump)
+        self.pump()
+
+    async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> str | None:
+        """None where the candidate has reserved blocks, else why not. Raises LinkError."""
+        reader = await self._peers.get(candidate)
+        lease_id = f"{self._worker_id}/{next(self._lease_numbers)}"
+        reply: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._replies[lease_id] = reply
+        self._lending.offer(lease_id, reader)
+        reader.send(Offer(handoff=self._handoff(prompt, lease_id)))
+        try:
+            refusal = await asyncio.wait_for(reply, OFFER_TIMEOUT_S)
+        except TimeoutError:
+            refusal = f"no answer to an offer within {OFFER_TIMEOUT_S} s"
+            reader.send(Withdraw(lease_id=lease_id))
+        finally:
+            del self._replies[lease_id]
+        if refusal is None and self._lending.accepted(lease_id, reader, prompt.sequence):
+            prompt.lease_id, prompt.reader_id = lease_id, candidate.worker_id
+            self._by_lease[lease_id] = prompt
+            return None
+        self._lending.refused(lease_id)
+        return refusal or "the worker was lost"
+
+    def _handoff(self, prompt: Prompt, lease_id: str) -> Handoff:
+        return Handoff(
+            lease_id=lease_id,
+            request=prompt.submission.request,
+            attempt=prompt.attempt,
+            frontend_id=prompt.frontend_id,
+            owner_id=self._worker_id,
+            lease_s=self._lease_s,
+        )
+
+    def on_offer_reply(self, message: OfferReply) -> None:
+        reply = self._replies.get(message.lease_id)
+        if reply is not None and not reply.done():
+            reply.set_result(message.refusal)
+
+    def on_step(self, output: SequenceOutput) -> None:
+        """A chunk of a lent sequence is computed; after the last one there is a first token."""
+        sequence = output.sequence
+        prompt = self._prompts.get((sequence.request_id, sequence.attempt))
+        if prompt is None or prompt.is_cancelled:
+            return
+        if output.error is not None:
+            self._fail(prompt, output.error)
+            return
+        is_done = bool(output.token_ids)
+        if is_done:
+            self._send_first_token(prompt, output)
+        is_over = output.finish_reason is not None
+        if prompt.lease_id is not None and not is_over:
+            self._publish(prompt, output)
+        if is_over:
+            self._end(prompt)
+        elif is_done:
+            prompt.phase = Phase.HANDING_OFF
+
+    def _send_first_token(self, prompt: Prompt, output: SequenceOutput) -> None:
+        self._outbox.put(
+            prompt.frontend_id,
+            request_id=prompt.request_id,
+            attempt=prompt.attempt,
+            index=len(prompt.submission.request.output_token_ids),
+            token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
+            decode_worker_id=prompt.reader_id,
+        )
+
+    def _publish(self, prompt: Prompt, output: SequenceOutput) -> None:
+        assert prompt.lease_id is not None
+        watermark = Watermark(
+            lease_id=prompt.lease_id,
+            ready_tokens=output.num_computed_tokens,
+            runs=self._engine.runs(prompt.sequence, output.num_computed_tokens),
+            first_token_id=output.token_ids[0] if output.token_ids else None,
+        )
+        self._lending.publish(watermark)
+
+    def on_lease_end(self, lease_id: str, failure: str | None) -> None:
+        """The reader is done, or lost: the prompt's work is over, its blocks go back next."""
+        prompt = self._by_lease.pop(lease_id, None)
+        if prompt is not None and not prompt.is_cancelled:
+            if failure is None:
+                self._forget(prompt)
+            else:
+                self._fail(prompt, failure)
+        asyncio.get_running_loop().call_soon(self.pump)
+
+    def cancel(self, request_id: str, attempt: int) -> None:
+        prompt = self._prompts.get((request_id, attempt))
+        if prompt is not None:
+            self._end(prompt)
+            self.pump()
+
+    def _fail(self, prompt: Prompt, reason: str) -> None:
+        self._outbox.fail(prompt.frontend_id, prompt.request_id, prompt.attempt, reason)
+        self._end(prompt)
+
+    def _end(self, prompt: Prompt) -> None:
+        """Whatever its phase: the prompt stops, and its blocks go back when nobody reads them."""
+        prompt.is_cancelled = True
+        self._forget(prompt)
+        match prompt.phase:
+            case Phase.WAITING:
+                self._waiting.remove(prompt)
+            case Phase.OFFERED:
+                pass  # `_offer` sees the flag when its answer comes
+            case Phase.RUNNING | Phase.HANDING_OFF:
+                self._engine.abort(prompt.request_id, prompt.attempt)
+                if prompt.lease_id is not None:
+                    self._lending.withdraw(prompt.lease_id)
+                else:
+                    self._engine.release(prompt.sequence)
+
+    def _forget(self, prompt: Prompt) -> None:
+        self._prompts.pop((prompt.request_id, prompt.attempt), None)
+        self._attempts.end(prompt.request_id, prompt.attempt)
+
+
+def new_sequence(submission: Submission) -> Sequence:
+    return Sequence.from_request(submission.request, submission.attempt, is_lent=True)

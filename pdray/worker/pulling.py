@@ -1,0 +1,243 @@
+"""A handoff's way through a decode worker: reserve, pull, acknowledge, join the batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pdray.core.clock import Clock
+from pdray.core.errors import TransferError
+from pdray.core.handoff import BlockRun, Handoff, Watermark
+from pdray.engine.engine import Engine
+from pdray.engine.sequence import Sequence
+from pdray.link.connection import Connection
+from pdray.link.messages import Acknowledge
+from pdray.metrics.prometheus import WorkerMetrics
+from pdray.transfer.transfer_thread import TransferThread
+from pdray.worker.attempts import AttemptTable
+from pdray.worker.decoding import Decoding
+from pdray.worker.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+RESERVED_MARGIN_TOKENS = 128
+"""Room to grow that a reservation holds beyond its prompt; preemption covers what is longer."""
+
+
+@dataclass(slots=True, eq=False)
+class Pull:
+    """One handoff between its reservation and its first decode step."""
+
+    handoff: Handoff
+    owner: Connection
+    sequence: Sequence
+    deadline: float
+    watermark: Watermark | None = None
+    next_blocks: dict[int, int] = field(default_factory=dict)
+    num_reads: int = 0
+    complete_at: float | None = None
+    """When the last watermark came: from then on the transfer can be seen from outside."""
+    failure: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.failure is not None
+
+    def take_new_blocks(self) -> tuple[list[int], list[int]]:
+        """Remote and local ids of published blocks that no read was started for yet."""
+        assert self.watermark is not None
+        remote: list[int] = []
+        local: list[int] = []
+        for run in self.watermark.runs:
+            first = max(run.first_block, self.next_blocks.get(run.group_id, 0))
+            remote += run.block_ids[first - run.first_block :]
+            local += self._local_ids(run, first)
+            self.next_blocks[run.group_id] = max(first, run.first_block + len(run.block_ids))
+        return remote, local
+
+    def _local_ids(self, run: BlockRun, first: int) -> list[int]:
+        table = self.sequence.block_tables[run.group_id]
+        end = run.first_block + len(run.block_ids)
+        return table.block_ids[first - table.first_block : max(first, end) - table.first_block]
+
+
+class Pulling:
+    """The handoffs of one worker. Lives on the event loop; reads go on in the transfer thread."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        transfer: TransferThread,
+        attempts: AttemptTable,
+        metrics: WorkerMetrics,
+        transport: str,
+        max_batch_size: int,
+        fail_request: Callable[[Handoff, str], None],
+        decoding: Decoding,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self._engine = engine
+        self._decoding = decoding
+        self._tasks = tasks
+        self._transfer = transfer
+        self._attempts = attempts
+        self._metrics = metrics
+        self._transport = transport
+        self._max_batch_size = max_batch_size
+        self._fail_request = fail_request
+        self._clock = clock
+        self._pulls: dict[str, Pull] = {}
+        self._readable: set[Connection] = set()
+
+    @property
+    def num_active(self) -> int:
+        return len(self._pulls)
+
+    def on_offer(self, owner: Connection, handoff: Handoff) -> str | None:
+        """Reserves all the blocks that the prompt needs, or none: None, or why not."""
+        if handoff.lease_id in self._pulls:
+            return None
+        num_taken = len(self._pulls) + self._engine.num_running + self._engine.num_waiting
+        if num_taken >= self._max_batch_size:
+            return f"batch of {self._max_batch_size} is full"
+        request = handoff.request
+        sequence = Sequence.from_request(request, handoff.attempt, is_lent=False)
+        num_left = request.sampling.max_tokens - len(request.output_token_ids)
+        if not self._engine.reserve(sequence, min(RESERVED_MARGIN_TOKENS, num_left)):
+            return "not enough free KV blocks"
+        if not self._attempts.begin(request.request_id, handoff.attempt, handoff.frontend_id):
+            self._engine.release(sequence)
+            return "the attempt was cancelled"
+        self._make_readable(owner)
+        deadline = self._clock.now() + handoff.lease_s / 2
+        self._pulls[handoff.lease_id] = Pull(handoff, owner, sequence, deadline)
+        return None
+
+    def _make_readable(self, owner: Connection) -> None:
+        """Tells the transport of a peer's memory, once for each life of its link."""
+        description = owner.peer_hello.transfer_description
+        if owner in self._readable or description is None:
+            return
+        self._readable.add(owner)
+        added = self._transfer.add_peer(owner.peer_id, description)
+        added.add_done_callback(lambda done: log_failure(owner.peer_id, done.exception()))
+
+    def on_publish(self, watermark: Watermark) -> None:
+        pull = self._pulls.get(watermark.lease_id)
+        if pull is None or pull.is_over:
+            return
+        known = pull.watermark
+        if known is not None and watermark.ready_tokens <= known.ready_tokens:
+            return
+        pull.watermark = watermark
+        now = self._clock.now()
+        pull.deadline = now + pull.handoff.lease_s / 2
+        if watermark.first_token_id is not None:
+            pull.complete_at = now
+        remote, local = pull.take_new_blocks()
+        if remote:
+            self._read(pull, remote, local)
+        self._settle(pull)
+
+    def _read(self, pull: Pull, remote: list[int], local: list[int]) -> None:
+        pull.num_reads += 1
+        self._tasks.start(self._await_read(pull, remote, local))
+
+    async def _await_read(self, pull: Pull, remote: list[int], local: list[int]) -> None:
+        owner_id = pull.owner.peer_id
+        try:
+            report = await asyncio.wrap_future(self._transfer.pull(owner_id, remote, local))
+        except TransferError as error:
+            self._give_up(pull, str(error))
+        else:
+            self._metrics.transfer_finished(
+                report.transfer_s,
+                transport=self._transport,
+                source_pool=pull.owner.peer_hello.pool or "",
+                num_blocks=report.num_blocks,
+                num_bytes=report.num_bytes,
+                is_hidden=pull.complete_at is None,
+            )
+        pull.num_reads -= 1
+        self._settle(pull)
+
+    def _settle(self, pull: Pull) -> None:
+        """Ends the pull if no read is in flight and it is complete, or over."""
+        if pull.num_reads or pull.handoff.lease_id not in self._pulls:
+            return
+        if pull.is_over:
+            self._end_failed(pull)
+        elif pull.watermark is not None and pull.watermark.first_token_id is not None:
+            self._join(pull, pull.watermark.first_token_id)
+
+    def _join(self, pull: Pull, first_token_id: int) -> None:
+        del self._pulls[pull.handoff.lease_id]
+        pull.owner.send(Acknowledge(lease_id=pull.handoff.lease_id, failure=None))
+        assert pull.complete_at is not None
+        self._decoding.expect(pull.sequence, pull.complete_at)
+        pull.sequence.arrive(first_token_id)
+        self._engine.add(pull.sequence)
+
+    def _end_failed(self, pull: Pull) -> None:
+        del self._pulls[pull.handoff.lease_id]
+        self._attempts.end(pull.handoff.request.request_id, pull.handoff.attempt)
+        if pull.sequence.is_quarantined:
+            self._engine.end_quarantine(pull.sequence)
+        else:
+            self._engine.release(pull.sequence)
+        if not pull.owner.is_closed:
+            pull.owner.send(Acknowledge(lease_id=pull.handoff.lease_id, failure=pull.failure))
+
+    def _give_up(self, pull: Pull, reason: str) -> None:
+        """The pull will not end well. Its blocks stay untouchable while a read may fill them."""
+        if pull.is_over:
+            return
+        pull.failure = reason
+        if pull.num_reads:
+            self._engine.quarantine(pull.sequence)
+
+    def withdraw(self, owner: Connection, lease_id: str) -> None:
+        """The owner has no more use for the pull; it is told when the last read is over."""
+        pull = self._pulls.get(lease_id)
+        if pull is None:
+            owner.send(Acknowledge(lease_id=lease_id, failure="unknown lease"))
+            return
+        self._give_up(pull, "withdrawn by its owner")
+        self._settle(pull)
+
+    def cancel(self, request_id: str, attempt: int) -> None:
+        for pull in list(self._pulls.values()):
+            if pull.handoff.request.request_id == request_id and pull.handoff.attempt == attempt:
+                self._give_up(pull, "cancelled")
+                self._settle(pull)
+
+    def on_owner_lost(self, owner: Connection) -> None:
+        """The prefill worker is gone: nothing more will come of its handoffs."""
+        if owner in self._readable:
+            self._readable.discard(owner)
+            self._transfer.remove_peer(owner.peer_id)
+        for pull in list(self._pulls.values()):
+            if pull.owner is owner:
+                self._fail(pull, f"prefill worker {owner.peer_id} was lost during the handoff")
+
+    def tick(self) -> None:
+        """Gives up the pulls that have seen no progress for half a lease."""
+        now = self._clock.now()
+        for pull in list(self._pulls.values()):
+            if pull.deadline <= now and not pull.is_over:
+                self._fail(pull, f"no progress within {pull.handoff.lease_s / 2} s")
+
+    def _fail(self, pull: Pull, reason: str) -> None:
+        self._give_up(pull, reason)
+        self._fail_request(pull.handoff, reason)
+        self._settle(pull)
+
+
+def log_failure(peer_id: str, error: BaseException | None) -> None:
+    """Its pulls will fail with the same words; this says it once, where it began."""
+    if error is not None:
+        logger.error("the KV memory of %s cannot be read: %s", peer_id, error)

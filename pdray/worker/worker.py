@@ -1,0 +1,312 @@
+"""One engine with its KV cache, its link and its transport: what a worker process runs.
+
+Three threads: the event loop (links and decisions), the engine and the transfer thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from pdray.core.clock import Clock, WallClock
+from pdray.core.handoff import Handoff
+from pdray.core.placement import WorkerAddress
+from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
+from pdray.engine.engine import Engine, StepOutput
+from pdray.link.connection import Connection
+from pdray.link.messages import (
+    WIRE_VERSION,
+    Acknowledge,
+    Cancel,
+    Hello,
+    Message,
+    Offer,
+    OfferReply,
+    Publish,
+    Submission,
+    Submit,
+    Withdraw,
+)
+from pdray.link.peers import PeerLinks
+from pdray.link.server import LinkServer
+from pdray.metrics.prometheus import WorkerMetrics
+from pdray.transfer import create_transport
+from pdray.transfer.base import KVRegion
+from pdray.transfer.transfer_thread import TransferThread
+from pdray.worker.attempts import AttemptTable
+from pdray.worker.config import WorkerConfig
+from pdray.worker.decoding import Decoding
+from pdray.worker.engine_thread import EngineThread
+from pdray.worker.lending import Lending
+from pdray.worker.outbox import Outbox
+from pdray.worker.prefilling import Prefilling
+from pdray.worker.pulling import Pulling
+from pdray.worker.tasks import Tasks
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+
+
+class Worker:
+    """Every worker can prefill, decode, lend its blocks and pull others'; its role only says
+    what it admits. All methods are for the event loop that ``start`` ran on."""
+
+    def __init__(self, config: WorkerConfig, engine: Engine, clock: Clock | None = None) -> None:
+        self.config = config
+        self.engine = engine
+        self.state = WorkerState.STARTING
+        self._clock = clock or WallClock()
+        self.metrics = WorkerMetrics(config.worker_id, config.pool)
+        self._link_key = secrets.token_bytes(32)
+        self._tasks = Tasks(self._on_crash)
+        self._attempts = AttemptTable(self._clock)
+        self._outbox = Outbox()
+        self._server = LinkServer()
+        self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
+        self._transfer = TransferThread(
+            lambda: create_transport(config.transport, config.worker_id, self._region())
+        )
+        self._lending = Lending(
+            engine=engine,
+            transfer=self._transfer,
+            lease_s=config.lease_s,
+            clock=self._clock,
+            on_end=lambda lease_id, failure: self._prefilling.on_lease_end(lease_id, failure),
+        )
+        self._prefilling = Prefilling(
+            worker_id=config.worker_id,
+            lease_s=config.lease_s,
+            max_tokens_per_step=config.engine.max_tokens_per_step,
+            engine=engine,
+            peers=self._peers,
+            lending=self._lending,
+            outbox=self._outbox,
+            attempts=self._attempts,
+            tasks=self._tasks,
+            clock=self._clock,
+        )
+        self._decoding = Decoding(
+            engine=engine,
+            outbox=self._outbox,
+            attempts=self._attempts,
+            metrics=self.metrics,
+        )
+        self._pulling = Pulling(
+            engine=engine,
+            decoding=self._decoding,
+            tasks=self._tasks,
+            transfer=self._transfer,
+            attempts=self._attempts,
+            metrics=self.metrics,
+            transport=config.transport,
+            max_batch_size=config.engine.max_batch_size,
+            fail_request=self._fail_handoff,
+            clock=self._clock,
+        )
+        self._engine_thread: EngineThread | None = None
+        self._crashed: asyncio.Future[BaseException] | None = None
+
+    async def start(self) -> WorkerInfo:
+        """Starts the threads and the link; returns once peers can dial."""
+        loop = asyncio.get_running_loop()
+        self._crashed = loop.create_future()
+        await asyncio.to_thread(self._transfer.start)
+        self._engine_thread = EngineThread(self.engine, loop, self._on_step, self._on_crash)
+        self._engine_thread.start()
+        await self._server.start(self.config.host, 0, self._link_key, self._hello, self._serve)
+        self._tasks.start(self._tick_forever())
+        self.state = WorkerState.READY
+        logger.info("worker ready: worker_id=%s role=%s", self.config.worker_id, self.config.role)
+        return self.info()
+
+    def info(self) -> WorkerInfo:
+        engine = self.config.engine
+        return WorkerInfo(
+            worker_id=self.config.worker_id,
+            pool=self.config.pool,
+            node_group=self.config.node_group,
+            role=self.config.role,
+            address=WorkerAddress(
+                worker_id=self.config.worker_id,
+                host=self.config.host,
+                port=self._server.port,
+                link_key=self._link_key,
+            ),
+            layout_digest=self.engine.layout.layout_digest,
+            num_blocks=self.engine.pool.num_blocks,
+            max_batch_size=engine.max_batch_size,
+            max_tokens_per_step=engine.max_tokens_per_step,
+            max_model_len=engine.max_model_len,
+            max_sequence_tokens=self.engine.max_sequence_tokens,
+        )
+
+    def snapshot(self) -> WorkerSnapshot:
+        pool = self.engine.pool
+        return WorkerSnapshot(
+            worker_id=self.config.worker_id,
+            state=self.state,
+            taken_at=self._clock.now(),
+            num_waiting=self._prefilling.num_waiting + self.engine.num_waiting,
+            num_running=self.engine.num_running,
+            prefill_backlog_tokens=(
+                self._prefilling.waiting_tokens + self.engine.prefill_backlog_tokens
+            ),
+            num_blocks=pool.num_blocks,
+            num_free_blocks=pool.num_free_blocks,
+            num_held_blocks=pool.num_held_blocks,
+            num_quarantined_blocks=pool.num_quarantined_blocks,
+        )
+
+    def metrics_text(self) -> bytes:
+        """Prometheus exposition of this worker, as of now."""
+        self.metrics.set_snapshot(self.snapshot())
+        return self.metrics.text()
+
+    async def crashed(self) -> BaseException:
+        """Returns what killed the engine, when something does: the process should end then."""
+        assert self._crashed is not None, "the worker has not been started"
+        return await asyncio.shield(self._crashed)
+
+    async def drain(self) -> None:
+        """Takes no new work; returns when the last request is over."""
+        self.state = WorkerState.DRAINING
+        while len(self._attempts) or self._prefilling.num_active or self._lending.num_active:
+            await asyncio.sleep(TICK_S / 5)
+
+    async def stop(self) -> None:
+        """Ends everything at once; what is still running is lost."""
+        self.state = WorkerState.STOPPED
+        self._tasks.cancel()
+        await self._server.close()
+        await self._peers.close()
+        await asyncio.to_thread(self._stop_threads)
+
+    def _stop_threads(self) -> None:
+        if self._engine_thread is not None:
+            self._engine_thread.stop()
+        self._transfer.stop()
+
+    async def _tick_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._lending.tick()
+            self._pulling.tick()
+
+    def _region(self) -> KVRegion:
+        storage = self.engine.storage
+        return KVRegion(
+            address=storage.address,
+            num_blocks=storage.num_blocks,
+            block_bytes=storage.block_bytes,
+            device_id=storage.device_id,
+        )
+
+    def _hello(self) -> Hello:
+        return Hello(
+            wire_version=WIRE_VERSION,
+            peer_id=self.config.worker_id,
+            pool=self.config.pool,
+            layout_digest=self.engine.layout.layout_digest,
+            layout_text=self.engine.layout.describe(),
+            transfer_description=self._transfer.describe(),
+        )
+
+    async def _serve(self, connection: Connection) -> None:
+        """An incoming link, of a frontend or of a worker that has blocks to offer."""
+        if connection.peer_hello.pool is None:
+            self._outbox.attach(connection)
+        await self._peers.serve(connection)
+
+    def _on_message(self, connection: Connection, message: Message) -> None:
+        match message:
+            case Submit():
+                for submission in message.submissions:
+                    self._submit(connection, submission)
+                self._prefilling.pump()
+            case Cancel():
+                for request_id, attempt in message.attempts:
+                    self._cancel(request_id, attempt)
+            case Offer():
+                refusal = self._answer_offer(connection, message.handoff)
+                reply = OfferReply(lease_id=message.handoff.lease_id, refusal=refusal)
+                connection.send(reply)
+            case OfferReply():
+                self._prefilling.on_offer_reply(message)
+            case Publish():
+                self._pulling.on_publish(message.watermark)
+            case Withdraw():
+                self._pulling.withdraw(connection, message.lease_id)
+            case Acknowledge():
+                self._lending.on_acknowledge(message)
+            case _:
+                logger.warning("unexpected %s from %s", type(message).__name__, connection.peer_id)
+
+    def _submit(self, connection: Connection, submission: Submission) -> None:
+        request, frontend_id = submission.request, connection.peer_id
+        if self.state is not WorkerState.READY:
+            reason = f"worker {self.config.worker_id} is {self.state}"
+            self._outbox.fail(frontend_id, request.request_id, submission.attempt, reason)
+        elif self._attempts.begin(request.request_id, submission.attempt, frontend_id):
+            self._prefilling.submit(frontend_id, submission)
+
+    def _answer_offer(self, connection: Connection, handoff: Handoff) -> str | None:
+        if self.state is not WorkerState.READY:
+            return f"the worker is {self.state}"
+        if connection.peer_hello.layout_digest != self.engine.layout.layout_digest:
+            theirs, ours = connection.peer_hello.layout_text, self.engine.layout.describe()
+            return f"unlike KV layouts: offered is {theirs}, and this worker has {ours}"
+        return self._pulling.on_offer(connection, handoff)
+
+    def _cancel(self, request_id: str, attempt: int) -> None:
+        self._attempts.cancel(request_id, attempt)
+        self._prefilling.cancel(request_id, attempt)
+        self._pulling.cancel(request_id, attempt)
+        self._decoding.cancel(request_id, attempt)
+
+    def _fail_handoff(self, handoff: Handoff, reason: str) -> None:
+        self._outbox.fail(handoff.frontend_id, handoff.request.request_id, handoff.attempt, reason)
+
+    def _on_lost(self, connection: Connection) -> None:
+        """A link broke: what its other end wanted, lent or pulled comes to an end."""
+        if self._outbox.detach(connection):
+            for request_id, attempt in self._attempts.of_frontend(connection.peer_id):
+                self._cancel(request_id, attempt)
+        self._pulling.on_owner_lost(connection)
+        self._lending.on_reader_lost(connection)
+
+    def _on_step(self, output: StepOutput) -> None:
+        try:
+            self._report(output)
+        except Exception as error:  # the loop would log it and go on with half a step's news
+            logger.exception("a step could not be reported")
+            self._on_crash(error)
+
+    def _report(self, output: StepOutput) -> None:
+        started_at = self._clock.now() - output.step_s
+        self.metrics.step_finished(
+            output.step_s,
+            num_prefill_tokens=output.num_prefill_tokens,
+            num_decode_tokens=output.num_decode_tokens,
+        )
+        if output.num_preemptions:
+            self.metrics.preempted(output.num_preemptions)
+        for each in output.sequences:
+            if each.sequence.is_lent:
+                self._prefilling.on_step(each)
+            else:
+                self._decoding.on_step(each, started_at)
+        self._outbox.flush()
+        self._prefilling.pump()
+
+    def _on_crash(self, error: BaseException) -> None:
+        self.state = WorkerState.FAILED
+        if self._crashed is not None and not self._crashed.done():
+            self._crashed.set_result(error)
+
+
+def build_worker(config: WorkerConfig) -> Worker:
+    """Loads the model and makes its worker; takes seconds to minutes. Raises
+    UnsupportedModelError."""
+    return Worker(config, Engine.load(config.model_path, config.engine))

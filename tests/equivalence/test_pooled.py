@@ -1,0 +1,264 @@
+"""The whole data path in one process: prefill and decode apart, through real links and NIXL."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from pdray.config import PdrayConfig, parse_config
+from pdray.core.errors import InvalidRequestError, OverloadedError, SlowReaderError
+from pdray.core.request import FinishReason, Request, SamplingParams
+from pdray.local import LocalCluster
+from pdray.worker.worker import Worker
+
+
+def config_of(model_path: Path, **changes: object) -> PdrayConfig:
+    """One prefill and one decode worker; ``decode`` and the like replace engine settings."""
+    engine = {
+        "block_size": 16,
+        "kv_cache_bytes": "4MiB",
+        "max_tokens_per_step": 64,
+        "max_batch_size": 8,
+        "max_model_len": 512,
+        "num_threads": 1,
+    }
+    prefill = engine | changes.pop("prefill", {})  # type: ignore[operator]
+    decode = engine | changes.pop("decode", {})  # type: ignore[operator]
+    data = {
+        "model": str(model_path),
+        "node_groups": {"laptop": {}},
+        "pools": {
+            "prefill": {"role": "prefill", "node_groups": ["laptop"], "engine": prefill},
+            "decode": {"role": "decode", "node_groups": ["laptop"], "engine": decode},
+        },
+        "transfer": {"transport": "nixl"},
+    }
+    return parse_config(data | changes)
+
+
+def request_of(
+    prompt: list[int], max_tokens: int = 16, *, request_id: str = "r", temperature: float = 0.0
+) -> Request:
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tuple(prompt),
+        output_token_ids=(),
+        sampling=SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=None,
+            top_p=1.0,
+            seed=7,
+            stop_token_ids=(),
+            ignore_eos=True,
+        ),
+    )
+
+
+async def tokens_of(cluster: LocalCluster, request: Request) -> list[int]:
+    tokens: list[int] = []
+    finish_reason: FinishReason | None = None
+    async for delta in cluster.frontend.generate(request):
+        tokens += delta.token_ids
+        finish_reason = delta.finish_reason
+    assert finish_reason is FinishReason.LENGTH
+    return tokens
+
+
+async def until_idle(cluster: LocalCluster) -> None:
+    """Blocks go back a moment after the last token: the acknowledgement is under way."""
+    for _ in range(500):
+        if all(is_idle(worker) for worker in cluster.workers):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError([worker.snapshot() for worker in cluster.workers])
+
+
+def is_idle(worker: Worker) -> bool:
+    worker.engine.pool.check_integrity()
+    snapshot = worker.snapshot()
+    return snapshot.num_free_blocks == snapshot.num_blocks and snapshot.num_waiting == 0
+
+
+def random_prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(10, 200) for _ in range(length)] for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def generate_reference(tiny_model_path: Path) -> Callable[[list[int], int], list[int]]:
+    """transformers' own greedy tokens for a prompt."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32)
+
+    def generate(prompt: list[int], max_tokens: int) -> list[int]:
+        output = model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            min_new_tokens=max_tokens,
+            max_new_tokens=max_tokens,
+        )
+        tokens: list[int] = output[0, len(prompt) :].tolist()
+        return tokens
+
+    return generate
+
+
+@pytest.fixture(params=["loopback", "nixl"])
+async def cluster(
+    tiny_model_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[LocalCluster]:
+    config = config_of(tiny_model_path, transfer={"transport": request.param})
+    async with LocalCluster(config, tiny_model_path) as cluster:
+        yield cluster
+        await until_idle(cluster)
+
+
+async def test_tokens_equal_the_reference_alone_and_together(
+    cluster: LocalCluster, generate_reference: Callable[[list[int], int], list[int]]
+) -> None:
+    prompts = random_prompts([1, 15, 16, 17, 63, 64, 65, 200, 300])
+    alone = [
+        await tokens_of(cluster, request_of(p, request_id=f"a{i}")) for i, p in enumerate(prompts)
+    ]
+    together = await asyncio.gather(
+        *(tokens_of(cluster, request_of(p, request_id=f"t{i}")) for i, p in enumerate(prompts))
+    )
+    expected = [generate_reference(prompt, 16) for prompt in prompts]
+    assert alone == expected
+    assert together == expected
+
+
+async def test_a_request_for_one_token_needs_no_decode_worker(cluster: LocalCluster) -> None:
+    (prompt,) = random_prompts([40])
+    assert len(await tokens_of(cluster, request_of(prompt, 1))) == 1
+    (decode,) = cluster.workers_of("decode")
+    assert b"pdray_kv_transfer_bytes_total{" not in decode.metrics_text()
+
+
+async def test_sampling_does_not_depend_on_who_else_runs(cluster: LocalCluster) -> None:
+    prompts = random_prompts([30, 70, 110])
+    requests = [
+        request_of(prompt, request_id=str(i), temperature=1.0) for i, prompt in enumerate(prompts)
+    ]
+    alone = [await tokens_of(cluster, request) for request in requests]
+    assert alone == await asyncio.gather(*(tokens_of(cluster, request) for request in requests))
+
+
+async def test_requests_cancelled_at_random_moments_give_all_blocks_back(
+    cluster: LocalCluster,
+) -> None:
+    rng = random.Random(1)
+
+    async def one(number: int, prompt: list[int]) -> None:
+        request = request_of(prompt, 24, request_id=f"c{number}")
+        if number % 3:
+            assert len(await tokens_of(cluster, request)) == 24
+            return
+        running = asyncio.create_task(tokens_of(cluster, request))
+        await asyncio.sleep(rng.uniform(0.0, 0.3))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    prompts = random_prompts([rng.randrange(1, 300) for _ in range(60)])
+    await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+    await until_idle(cluster)
+    assert cluster.plane.num_in_flight == 0
+    assert cluster.frontend.num_in_flight == 0
+
+
+async def test_transferred_bytes_are_counted_by_transport_and_pools(cluster: LocalCluster) -> None:
+    (prompt,) = random_prompts([100])
+    await tokens_of(cluster, request_of(prompt, 4))
+    (decode,) = cluster.workers_of("decode")
+    transport = decode.config.transport
+    line = next(
+        line
+        for line in decode.metrics_text().decode().splitlines()
+        if line.startswith("pdray_kv_transfer_bytes_total{")
+    )
+    assert f'transport="{transport}"' in line
+    assert 'source_pool="prefill"' in line
+    assert 'target_pool="decode"' in line
+    assert float(line.split()[-1]) == 7 * decode.engine.storage.block_bytes
+
+
+async def test_a_decode_worker_with_too_little_kv_memory_queues(tiny_model_path: Path) -> None:
+    config = config_of(tiny_model_path)
+    async with LocalCluster(config, tiny_model_path) as roomy:
+        prompts = random_prompts([120] * 12)
+        expected = [
+            await tokens_of(roomy, request_of(p, request_id=str(i))) for i, p in enumerate(prompts)
+        ]
+        block_bytes = roomy.workers[0].engine.storage.block_bytes
+    small = config_of(tiny_model_path, decode={"kv_cache_bytes": 20 * block_bytes})
+    async with LocalCluster(small, tiny_model_path) as cluster:
+        together = await asyncio.gather(
+            *(
+                tokens_of(cluster, request_of(prompt, request_id=str(i)))
+                for i, prompt in enumerate(prompts)
+            )
+        )
+        await until_idle(cluster)
+    assert together == expected
+
+
+async def test_what_could_never_fit_is_refused_at_once(tiny_model_path: Path) -> None:
+    config = config_of(tiny_model_path)
+    async with LocalCluster(config, tiny_model_path) as cluster:
+        with pytest.raises(InvalidRequestError, match="context is 512 tokens; the prompt has 600"):
+            await tokens_of(cluster, request_of([5] * 600))
+        with pytest.raises(InvalidRequestError, match="max_tokens asks for 600"):
+            await tokens_of(cluster, request_of([5] * 10, 600))
+        with pytest.raises(InvalidRequestError, match="prompt is empty"):
+            await tokens_of(cluster, request_of([]))
+
+
+async def test_past_the_queues_bound_requests_are_refused_with_a_time_to_retry(
+    tiny_model_path: Path,
+) -> None:
+    one_seat = {"max_batch_size": 1}
+    config = config_of(
+        tiny_model_path,
+        prefill=one_seat,
+        decode=one_seat,
+        controller={"max_queued_requests": 2},
+    )
+    async with LocalCluster(config, tiny_model_path) as cluster:
+        outcomes = await asyncio.gather(
+            *(tokens_of(cluster, request_of([5] * 20, 40, request_id=str(i))) for i in range(8)),
+            return_exceptions=True,
+        )
+        await until_idle(cluster)
+    refused = [each for each in outcomes if isinstance(each, OverloadedError)]
+    assert len(refused) == 4
+    assert all(each.retry_after_s >= 1 for each in refused)
+    assert sum(isinstance(each, list) for each in outcomes) == 4
+
+
+async def test_a_reader_that_does_not_read_is_cut_and_its_blocks_freed(
+    tiny_model_path: Path,
+) -> None:
+    config = config_of(tiny_model_path, serve={"slow_reader_tokens": 8})
+    async with LocalCluster(config, tiny_model_path) as cluster:
+        stream = cluster.frontend.generate(request_of([5] * 20, 400))
+        await anext(stream)
+        await until_idle(cluster)
+        with pytest.raises(SlowReaderError):
+            async for _ in stream:
+                pass
+
+
+async def test_a_lost_frontend_costs_its_requests_only(tiny_model_path: Path) -> None:
+    async with LocalCluster(config_of(tiny_model_path), tiny_model_path) as cluster:
+        stream = cluster.frontend.generate(request_of([5] * 20, 400))
+        await anext(stream)
+        await cluster.frontend.stop()
+        await until_idle(cluster)
+        await stream.aclose()

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pdray.core.errors import SlowReaderError, WorkerLostError
+from pdray.core.request import FinishReason, TokenChunk
+from pdray.frontend.token_stream import TokenDelta, TokenStream
+
+
+def chunk(index: int, *token_ids: int, attempt: int = 1, end: bool = False) -> TokenChunk:
+    return TokenChunk(
+        request_id="r",
+        attempt=attempt,
+        index=index,
+        token_ids=token_ids,
+        finish_reason=FinishReason.STOP if end else None,
+        decode_worker_id=None,
+    )
+
+
+def stream(limit: int = 1000) -> TokenStream:
+    return TokenStream(attempt=1, next_index=0, max_unread_tokens=limit)
+
+
+async def read_all(tokens: TokenStream) -> list[int]:
+    read: list[int] = []
+    while True:
+        delta = await tokens.read()
+        read += delta.token_ids
+        if delta.finish_reason is not None:
+            return read
+
+
+async def test_tokens_that_wait_are_read_together() -> None:
+    tokens = stream()
+    tokens.push(chunk(0, 5))
+    tokens.push(chunk(1, 6, 7))
+    assert await tokens.read() == TokenDelta(token_ids=(5, 6, 7), finish_reason=None)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3), min_size=1, max_size=12),
+    order=st.randoms(use_true_random=False),
+    num_doubled=st.integers(0, 5),
+)
+def test_any_order_and_doubled_chunks_read_as_the_one_sequence(
+    sizes: list[int], order: object, num_doubled: int
+) -> None:
+    chunks, index = [], 0
+    for number, size in enumerate(sizes):
+        ids = range(100 + index, 100 + index + size)
+        chunks.append(chunk(index, *ids, end=number == len(sizes) - 1))
+        index += size
+    chunks += chunks[:num_doubled]
+    order.shuffle(chunks)  # type: ignore[attr-defined]
+
+    async def run() -> list[int]:
+        tokens = stream()
+        num_new = sum(tokens.push(each) for each in chunks)
+        assert num_new == index
+        return await read_all(tokens)
+
+    assert asyncio.run(run()) == list(range(100, 100 + index))
+
+
+async def test_chunks_of_another_attempt_are_ignored() -> None:
+    tokens = stream()
+    assert tokens.push(chunk(0, 5, attempt=2)) == 0
+    assert tokens.push(chunk(0, 6)) == 1
+
+
+async def test_a_failure_comes_after_the_tokens_before_it() -> None:
+    tokens = stream()
+    tokens.push(chunk(0, 5))
+    tokens.fail(WorkerLostError("gone"))
+    assert (await tokens.read()).token_ids == (5,)
+    with pytest.raises(WorkerLostError, match="gone"):
+        await tokens.read()
+
+
+async def test_a_reader_that_waits_is_woken_by_a_failure() -> None:
+    tokens = stream()
+    reading = asyncio.create_task(tokens.read())
+    await asyncio.sleep(0)
+    tokens.fail(WorkerLostError("gone"))
+    with pytest.raises(WorkerLostError):
+        await reading
+
+
+async def test_a_reader_that_falls_too_far_behind_is_cut() -> None:
+    tokens = stream(limit=3)
+    tokens.push(chunk(0, 1, 2, 3))
+    assert not tokens.is_cut
+    tokens.push(chunk(3, 4))
+    assert tokens.is_cut
+    assert tokens.push(chunk(4, 5)) == 0
+    with pytest.raises(SlowReaderError, match=r"4 tokens .*limit 3"):
+        await read_all(tokens)
+
+
+async def test_a_last_chunk_without_tokens_ends_the_stream() -> None:
+    tokens = stream()
+    tokens.push(chunk(0, 5))
+    tokens.push(chunk(1, end=True))
+    assert await read_all(tokens) == [5]
