@@ -1,0 +1,89 @@
+"""Actors die, and those that nobody wants end by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+import ray
+
+from pdray.cluster.launch import up
+from pdray.cluster.names import controller_name, is_controller, living_actors, worker_name
+from tests.cluster.conftest import ClusterFrontend, MakeConfig, kill, until_gone
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+async def test_the_controllers_death_interrupts_no_stream_and_no_worker(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config()
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("undisturbed", max_tokens=300)
+        before = await frontend.client.status()
+        stream = frontend.stream("disturbed", max_tokens=300)
+        tokens = [await anext(stream)]
+        kill(controller_name("app", config.generation))
+        after = await frontend.until(lambda status: status.is_ready and status.num_in_flight == 1)
+        assert len(tokens) < len(expected), "the stream was over before the controller died"
+        tokens += [token async for token in stream]
+        assert tokens == expected
+        assert [w.worker_id for w in after.workers] == [w.worker_id for w in before.workers]
+        assert await frontend.generate("new", max_tokens=300) == expected
+        await frontend.until(lambda status: status.num_in_flight == 0)
+
+
+async def test_requests_asked_while_there_is_no_controller_are_placed_by_the_next(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config()
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("before")
+        kill(controller_name("app", config.generation))
+        answers = await asyncio.gather(*(frontend.generate(f"after-{i}") for i in range(8)))
+        assert answers == [expected] * 8
+
+
+async def test_a_dead_worker_is_followed_by_another(make_config: MakeConfig) -> None:
+    config = make_config()
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("before")
+        before = {w.pool: w.worker_id for w in (await frontend.client.status()).workers}
+        kill(worker_name("app", config.generation, "decode", 0))
+        await frontend.until(lambda status: not status.is_ready)
+        waiting = asyncio.ensure_future(frontend.generate("queued"))
+        status = await frontend.until(lambda status: status.is_ready)
+        after = {w.pool: w.worker_id for w in status.workers}
+        assert after["prefill"] == before["prefill"]
+        assert after["decode"] not in (before["decode"], None)
+        assert await waiting == expected
+
+
+async def test_an_application_whose_driver_ended_ends_by_itself(make_config: MakeConfig) -> None:
+    config = make_config(controller={"worker_lease_s": 30.0, "unused_exit_s": 2.0})
+    code = (
+        "import sys, ray; from pdray.cluster.launch import up; "
+        "from pdray.config import PdrayConfig; "
+        "ray.init(sys.argv[1], log_to_driver=False); "
+        "up(PdrayConfig.model_validate_json(sys.argv[2], strict=False))"
+    )
+    address = ray.get_runtime_context().gcs_address
+    await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", code, address, config.model_dump_json()], check=True
+    )
+    assert any(map(is_controller, await living_actors("app"))), "it was never there"
+    await until_gone("app")
+
+
+async def test_workers_that_no_controller_renews_end_by_themselves(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(controller={"worker_lease_s": 3.0, "unused_exit_s": 60.0})
+    await asyncio.to_thread(up, config)
+    kill(controller_name("app", config.generation))
+    await until_gone("app")

@@ -1,0 +1,241 @@
+"""``pdray serve`` as a user runs it: a process that serves, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+import yaml
+
+from pdray.cluster.names import NAMESPACE
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+READY_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 90.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def config_path(tmp_path: Path, tiny_model_path: Path) -> Path:
+    engine = {"kv_cache_bytes": "16MiB", "max_model_len": 512, "num_threads": 1}
+    pools = {
+        role: {"role": role, "node_groups": ["here"], "engine": engine}
+        for role in ("prefill", "decode")
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "model": str(tiny_model_path),
+                "served_model_name": "tiny",
+                "node_groups": {"here": {}},
+                "pools": pools,
+                "serve": {"port": free_port()},
+            }
+        )
+    )
+    return path
+
+
+class Served:
+    """A ``pdray serve`` process, its output, and every process below it that was ever seen."""
+
+    def __init__(self, config_path: Path, *options: str) -> None:
+        self.port = yaml.safe_load(config_path.read_text())["serve"]["port"]
+        self.log_path = config_path.with_suffix(".log")
+        self._log = self.log_path.open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pdray", "serve", str(config_path), *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,  # a Ctrl-C in the test's terminal is not for it
+        )
+        self.descendants: dict[int, str] = {}
+
+    def wait_for_line(self, words: str) -> None:
+        """Returns when the log has the words."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while words not in self.log:
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.1)
+        self.look_at_processes()
+
+    def ready_line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.log
+        self.look_at_processes()
+        return line
+
+    def look_at_processes(self) -> None:
+        """Remembers what runs below now, by id and start time, as ids are used again."""
+        parents = {pid: parent for pid, (parent, _) in processes().items()}
+        starts = {pid: start for pid, (_, start) in processes().items()}
+        for pid in parents:
+            above = pid
+            while above in parents and above != self.process.pid:
+                above = parents[above]
+            if above == self.process.pid and pid != above and pid in starts:
+                self.descendants[pid] = starts[pid]
+
+    def left_over(self) -> list[int]:
+        now = {pid: start for pid, (_, start) in processes().items()}
+        return [pid for pid, start in self.descendants.items() if now.get(pid) == start]
+
+    def stop(self, signal_number: int) -> int:
+        self.look_at_processes()
+        self.process.send_signal(signal_number)
+        return self.process.wait(STOP_TIMEOUT_S)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_TIMEOUT_S)
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def processes() -> dict[int, tuple[int, str]]:
+    """(parent, start time) of each process that is not a zombie."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] != "Z":
+                    found[int(folder.name)] = (int(fields[1]), fields[19])
+    return found
+
+
+@contextlib.contextmanager
+def served(config_path: Path, *options: str) -> Iterator[Served]:
+    server = Served(config_path, *options)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def complete(port: int) -> httpx.Response:
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": 8, "ignore_eos": True}
+    return httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60.0)
+
+
+def assert_nothing_left(server: Served) -> None:
+    assert len(server.descendants) >= 3  # gcs_server, raylet and an actor at the least
+    deadline = time.monotonic() + 15.0
+    while server.left_over() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert server.left_over() == []
+    with pytest.raises(httpx.TransportError):
+        complete(server.port)
+
+
+def test_it_serves_and_ctrl_c_leaves_no_process(config_path: Path) -> None:
+    with served(config_path) as server:
+        line = server.ready_line()
+        assert f"http://127.0.0.1:{server.port}" in line
+        assert "curl" in line
+        answer = complete(server.port)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] == 8
+        assert server.stop(signal.SIGINT) == 0
+        assert_nothing_left(server)
+
+
+def test_sigterm_while_workers_load_leaves_no_process(config_path: Path) -> None:
+    with served(config_path) as server:
+        server.wait_for_line("process started")
+        assert server.stop(signal.SIGTERM) == 0
+        assert_nothing_left(server)
+
+
+def test_a_second_ctrl_c_leaves_no_process_either(config_path: Path) -> None:
+    with served(config_path) as server:
+        server.ready_line()
+        server.look_at_processes()
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for_line("stopping (Ctrl-C again")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(STOP_TIMEOUT_S) == 0
+        assert_nothing_left(server)
+
+
+def test_a_port_in_use_ends_it_before_ray_starts(config_path: Path) -> None:
+    with socket.socket() as listener:
+        port = yaml.safe_load(config_path.read_text())["serve"]["port"]
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        with served(config_path) as server:
+            assert server.process.wait(STOP_TIMEOUT_S) == 1
+            assert f"serve.port = {port}" in server.log
+            assert "Ray" not in server.log
+
+
+def test_a_model_that_cannot_be_served_is_told_and_leaves_no_process(
+    config_path: Path, tmp_path: Path
+) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path / "t5"
+    small = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=1)
+    T5ForConditionalGeneration(small).save_pretrained(folder)
+    data = yaml.safe_load(config_path.read_text())
+    config_path.write_text(yaml.safe_dump(data | {"model": str(folder)}))
+    with served(config_path) as server:
+        server.wait_for_line("waiting for")
+        assert server.process.wait(READY_TIMEOUT_S) == 1
+        assert "failed: worker 0 of pool" in server.log
+        assert "encoder-decoder" in server.log
+        assert_nothing_left(server)
+
+
+@ray.remote(num_cpus=0)
+class Bystander:
+    def ping(self) -> str:
+        return "here"
+
+
+def test_on_a_cluster_it_takes_down_what_it_started_and_nothing_else(
+    local_ray: None, config_path: Path
+) -> None:
+    bystander = Bystander.options(name="bystander").remote()
+    assert ray.get(bystander.ping.remote()) == "here"
+    address = ray.get_runtime_context().gcs_address
+    with served(config_path, "--address", address) as server:
+        server.ready_line()
+        answer = complete(server.port)
+        assert answer.status_code == 200, answer.text
+        assert server.stop(signal.SIGINT) == 0
+    assert ray.get(bystander.ping.remote()) == "here"
+    named = ray.util.list_named_actors(all_namespaces=True)
+    assert [actor["name"] for actor in named if actor["namespace"] == NAMESPACE] == []
+    assert "SERVE_CONTROLLER_ACTOR" not in {actor["name"] for actor in named}
+    ray.kill(bystander)

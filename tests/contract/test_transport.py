@@ -1,0 +1,249 @@
+"""What every transport must do, whichever it is: DESIGN.md section 5's reads, from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pdray.core.errors import TransferError
+from pdray.transfer import TRANSPORTS, create_transport
+from pdray.transfer.base import KVRegion, TransferId, TransferState, Transport
+
+NUM_BLOCKS = 24
+BLOCK_BYTES = 4096
+PATIENCE_S = 30.0
+
+
+class Arena:
+    """Host memory in blocks, and the transport over it."""
+
+    def __init__(
+        self, name: str, worker_id: str, *, seed: int | None, block_bytes: int = BLOCK_BYTES
+    ) -> None:
+        size = (NUM_BLOCKS, block_bytes)
+        self.blocks: npt.NDArray[np.uint8] = np.zeros(size, dtype=np.uint8)
+        if seed is not None:
+            self.blocks[:] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+        self.transport: Transport = create_transport(
+            name,
+            worker_id,
+            KVRegion(
+                address=self.blocks.ctypes.data,
+                num_blocks=NUM_BLOCKS,
+                block_bytes=block_bytes,
+                device_id=None,
+            ),
+        )
+
+
+class Pair:
+    """An owner whose blocks hold random bytes, and a reader whose blocks are zero."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._arenas: list[Arena] = []
+        self.owner = self.make_arena("owner", seed=1)
+        self.reader = self.make_arena("reader", seed=None)
+        self.reader.transport.add_peer("owner", self.owner.transport.describe())
+
+    def make_arena(
+        self, worker_id: str, *, seed: int | None, block_bytes: int = BLOCK_BYTES
+    ) -> Arena:
+        arena = Arena(self.name, worker_id, seed=seed, block_bytes=block_bytes)
+        self._arenas.append(arena)
+        return arena
+
+    def pull(self, remote: list[int], local: list[int], peer_id: str = "owner") -> TransferId:
+        return self.reader.transport.pull(peer_id, remote, local)
+
+    def finish(self, *transfer_ids: TransferId) -> list[TransferState]:
+        """Polls as both sides would, until all have ended."""
+        states: dict[TransferId, TransferState] = {}
+        until = time.monotonic() + PATIENCE_S
+        while len(states) < len(transfer_ids) and time.monotonic() < until:
+            for arena in self._arenas:
+                arena.transport.progress()
+            for transfer_id in transfer_ids:
+                if transfer_id not in states:
+                    state = self.reader.transport.poll(transfer_id)
+                    if state is not TransferState.PENDING:
+                        states[transfer_id] = state
+        return [states[transfer_id] for transfer_id in transfer_ids]
+
+    def close_arena(self, arena: Arena) -> None:
+        self._arenas.remove(arena)
+        arena.transport.close()
+
+    def close(self) -> None:
+        for arena in self._arenas:
+            arena.transport.close()
+
+
+@contextmanager
+def open_pair(name: str) -> Iterator[Pair]:
+    pair = Pair(name)
+    try:
+        yield pair
+    finally:
+        pair.close()
+
+
+@pytest.fixture(params=TRANSPORTS.names())
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with open_pair(request.param) as made:
+        yield made
+
+
+def test_scattered_blocks_arrive_byte_for_byte_and_no_other_is_touched(pair: Pair) -> None:
+    remote, local = [23, 0, 7, 8, 9, 2], [1, 22, 5, 3, 4, 0]
+    assert pair.finish(pair.pull(remote, local)) == [TransferState.DONE]
+    np.testing.assert_array_equal(pair.reader.blocks[local], pair.owner.blocks[remote])
+    others = sorted(set(range(NUM_BLOCKS)) - set(local))
+    assert not pair.reader.blocks[others].any()
+
+
+def test_a_whole_arena_arrives_in_one_pull(pair: Pair) -> None:
+    everything = list(range(NUM_BLOCKS))
+    assert pair.finish(pair.pull(everything, everything[::-1])) == [TransferState.DONE]
+    np.testing.assert_array_equal(pair.reader.blocks[::-1], pair.owner.blocks)
+
+
+def test_many_pulls_are_in_flight_at_once(pair: Pair) -> None:
+    ids = [pair.pull([block], [NUM_BLOCKS - 1 - block]) for block in range(NUM_BLOCKS)]
+    assert pair.finish(*ids) == [TransferState.DONE] * NUM_BLOCKS
+    np.testing.assert_array_equal(pair.reader.blocks[::-1], pair.owner.blocks)
+
+
+def test_a_pull_sees_what_the_owner_wrote_since_the_last_one(pair: Pair) -> None:
+    assert pair.finish(pair.pull([3], [3])) == [TransferState.DONE]
+    pair.owner.blocks[3] = 77
+    assert pair.finish(pair.pull([3], [3])) == [TransferState.DONE]
+    assert (pair.reader.blocks[3] == 77).all()
+
+
+def test_two_workers_read_each_other_and_a_third(pair: Pair) -> None:
+    third = pair.make_arena("third", seed=3)
+    pair.reader.transport.add_peer("third", third.transport.describe())
+    pair.owner.transport.add_peer("third", third.transport.describe())
+    ids = [pair.pull([1], [1]), pair.pull([2], [2], "third")]
+    assert pair.finish(*ids) == [TransferState.DONE, TransferState.DONE]
+    np.testing.assert_array_equal(pair.reader.blocks[1], pair.owner.blocks[1])
+    np.testing.assert_array_equal(pair.reader.blocks[2], third.blocks[2])
+
+
+@pytest.mark.parametrize(
+    ("remote", "local", "message"),
+    [
+        ([NUM_BLOCKS], [0], r"remote block id 24 is not in 0\.\.23"),
+        ([0], [NUM_BLOCKS], r"local block id 24 is not in 0\.\.23"),
+        ([-1], [0], "remote block id -1"),
+        ([0, 1], [0], "2 remote blocks into 1 local"),
+        ([], [], "no blocks"),
+    ],
+)
+def test_a_pull_that_makes_no_sense_is_refused(
+    pair: Pair, remote: list[int], local: list[int], message: str
+) -> None:
+    with pytest.raises(TransferError, match=message):
+        pair.pull(remote, local)
+    assert pair.finish(pair.pull([0], [0])) == [TransferState.DONE]
+
+
+def test_an_unknown_peer_is_refused_and_the_known_ones_named(pair: Pair) -> None:
+    with pytest.raises(TransferError, match=r"unknown peer 'nobody'; known: \['owner'\]"):
+        pair.pull([0], [0], "nobody")
+
+
+def test_another_block_size_is_refused_naming_both(pair: Pair) -> None:
+    other = pair.make_arena("other", seed=2, block_bytes=2 * BLOCK_BYTES)
+    with pytest.raises(TransferError, match=r"'other'.* 8192 bytes, this worker of 4096"):
+        pair.reader.transport.add_peer("other", other.transport.describe())
+
+
+def test_another_transport_is_refused_naming_both(pair: Pair) -> None:
+    (other_name,) = set(TRANSPORTS.names()) - {pair.name}
+    with open_pair(other_name) as other:
+        description = other.owner.transport.describe()
+        with pytest.raises(TransferError, match=f"{other_name!r}, this worker {pair.name!r}"):
+            pair.reader.transport.add_peer("other", description)
+
+
+@pytest.mark.parametrize("description", [b"", b"nonsense", b"\x81\xa1a\x01"])
+def test_a_description_that_is_none_is_refused(pair: Pair, description: bytes) -> None:
+    with pytest.raises(TransferError, match="'odd'"):
+        pair.reader.transport.add_peer("odd", description)
+
+
+def test_a_cut_description_is_refused(pair: Pair) -> None:
+    with pytest.raises(TransferError, match="'odd'"):
+        pair.reader.transport.add_peer("odd", pair.owner.transport.describe()[:-9])
+
+
+def test_a_removed_peer_is_unknown_and_can_be_added_again(pair: Pair) -> None:
+    assert pair.finish(pair.pull([0], [0])) == [TransferState.DONE]
+    pair.reader.transport.remove_peer("owner")
+    pair.reader.transport.remove_peer("owner")
+    with pytest.raises(TransferError, match="unknown peer"):
+        pair.pull([1], [1])
+    pair.reader.transport.add_peer("owner", pair.owner.transport.describe())
+    assert pair.finish(pair.pull([1], [1])) == [TransferState.DONE]
+    np.testing.assert_array_equal(pair.reader.blocks[1], pair.owner.blocks[1])
+
+
+def test_adding_a_known_peer_again_does_no_harm(pair: Pair) -> None:
+    pending = pair.pull([4], [4])
+    pair.reader.transport.add_peer("owner", pair.owner.transport.describe())
+    assert pair.finish(pending, pair.pull([5], [5])) == [TransferState.DONE] * 2
+
+
+def test_a_peer_of_the_same_name_can_be_another_worker(pair: Pair) -> None:
+    restarted = pair.make_arena("owner", seed=9)
+    pair.reader.transport.add_peer("owner", restarted.transport.describe())
+    assert pair.finish(pair.pull([6], [6])) == [TransferState.DONE]
+    np.testing.assert_array_equal(pair.reader.blocks[6], restarted.blocks[6])
+
+
+def test_reads_of_a_removed_peer_still_end(pair: Pair) -> None:
+    ids = [pair.pull([block], [block]) for block in range(4)]
+    pair.reader.transport.remove_peer("owner")
+    for state, block in zip(pair.finish(*ids), range(4), strict=True):
+        assert state in (TransferState.DONE, TransferState.FAILED)
+        if state is TransferState.DONE:
+            np.testing.assert_array_equal(pair.reader.blocks[block], pair.owner.blocks[block])
+
+
+def test_reads_of_an_owner_that_closed_end_and_other_peers_are_not_touched(pair: Pair) -> None:
+    other = pair.make_arena("other", seed=5)
+    pair.reader.transport.add_peer("other", other.transport.describe())
+    ids = [pair.pull([0], [0]), pair.pull([0], [1], "other")]
+    assert pair.finish(*ids) == [TransferState.DONE] * 2
+    pair.close_arena(pair.owner)
+    try:
+        (state,) = pair.finish(pair.pull([2], [2]))
+    except TransferError:
+        state = TransferState.FAILED
+    # The kernel copies from a process that is there, whether or not it has closed.
+    if state is TransferState.DONE:
+        np.testing.assert_array_equal(pair.reader.blocks[2], pair.owner.blocks[2])
+    assert pair.finish(pair.pull([3], [3], "other")) == [TransferState.DONE]
+    np.testing.assert_array_equal(pair.reader.blocks[3], other.blocks[3])
+
+
+def test_a_transport_closes_with_reads_pending(pair: Pair) -> None:
+    pair.pull([0, 1, 2], [0, 1, 2])
+    pair.close_arena(pair.reader)
+    again = pair.make_arena("reader", seed=None)
+    again.transport.add_peer("owner", pair.owner.transport.describe())
+    pair.reader = again
+    assert pair.finish(pair.pull([0], [0])) == [TransferState.DONE]
+
+
+def test_an_unknown_transport_is_answered_with_the_known_ones() -> None:
+    region = KVRegion(address=0, num_blocks=1, block_bytes=1, device_id=None)
+    with pytest.raises(KeyError, match="unknown transport 'carrier_pigeon'; known: loopback, nixl"):
+        create_transport("carrier_pigeon", "worker", region)

@@ -1,0 +1,68 @@
+"""The list of config keys, frozen: a new key is a promise, so it takes an edit here too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pdray.config import EngineOverrides, EngineSettings, PdrayConfig
+from pdray.config_report import all_keys
+
+ENGINE_KEYS = [
+    "block_size",
+    "kv_cache_bytes",
+    "kv_memory_fraction",
+    "max_tokens_per_step",
+    "max_batch_size",
+    "max_model_len",
+    "num_threads",
+    "attention_backend",
+    "device",
+]
+
+KEYS = [
+    "model",
+    "served_model_name",
+    "dtype",
+    "mode",
+    "node_groups.*.resource",
+    "node_groups.*.resources_per_worker.*",
+    *(f"node_groups.*.engine.{key}" for key in ENGINE_KEYS),
+    "pools.*.role",
+    "pools.*.replicas",
+    "pools.*.node_groups",
+    *(f"pools.*.engine.{key}" for key in ENGINE_KEYS),
+    "slo.ttft_s",
+    "slo.itl_s",
+    "slo.percentile",
+    "transfer.transport",
+    "transfer.lease_s",
+    "controller.placement",
+    "controller.max_queued_requests",
+    "controller.queue_timeout_s",
+    "controller.worker_lease_s",
+    "controller.unused_exit_s",
+    "serve.application",
+    "serve.host",
+    "serve.port",
+    "serve.route_prefix",
+    "serve.ingress_replicas",
+    "serve.max_ongoing_requests",
+    "serve.slow_reader_tokens",
+    "serve.startup_timeout_s",
+]
+
+
+def test_the_keys_are_these() -> None:
+    assert all_keys(PdrayConfig) == KEYS
+
+
+def test_a_node_group_can_override_every_engine_key() -> None:
+    assert list(EngineOverrides.model_fields) == list(EngineSettings.model_fields)
+
+
+def test_the_table_in_configs_readme_has_every_key() -> None:
+    text = (Path(__file__).parents[1] / "configs" / "README.md").read_text()
+    written = set(re.findall(r"`([a-z_.]+)`", text))
+    short = {key: key.removesuffix(".*").rpartition(".")[2] for key in KEYS}
+    assert [key for key in KEYS if not {key, short[key]} & written] == []

@@ -1,0 +1,206 @@
+"""Request bodies: what is taken, and that every refusal names field, value and what is taken."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pdray.core.errors import InvalidRequestError
+from pdray.serve.openai_api import ChatBody, CompletionBody, parse_chat, parse_completion
+
+USER = {"role": "user", "content": "Hi"}
+
+
+def completion(**fields: object) -> CompletionBody:
+    return parse_completion({"model": "m", "prompt": "Hi", **fields})
+
+
+def chat(**fields: object) -> ChatBody:
+    return parse_chat({"model": "m", "messages": [USER], **fields})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([0], [[0]]),
+        ([[1, 2], [3]], [[1, 2], [3]]),
+    ],
+)
+def test_the_four_kinds_of_prompt(prompt: object, prompts: object) -> None:
+    assert completion(prompt=prompt).prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", 1], [1, -2], [1.5], 7, {"a": 1}])
+def test_other_prompts_are_refused_by_name(prompt: object) -> None:
+    with pytest.raises(InvalidRequestError, match=r"prompt = .*accepted: a string") as caught:
+        completion(prompt=prompt)
+    assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", "5"),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("n", 0),
+        ("n", 129),
+        ("stream", "yes"),
+        ("stop", ""),
+        ("stop", ["a"] * 17),
+        ("stop", ["a", ""]),
+        ("stop", 3),
+        ("stop_token_ids", [-1]),
+        ("ignore_eos", 1),
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", math.nan),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("seed", 2**64),
+        ("seed", "x"),
+        ("echo", "no"),
+        ("model", 3),
+    ],
+)
+def test_wrong_values_are_refused_by_field_and_value(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        completion(**{field: value})
+    assert caught.value.param == field
+    message = str(caught.value)
+    assert message.startswith(f"{field} = ")
+    assert "accepted: " in message
+
+
+@pytest.mark.parametrize("field", ["model", "prompt"])
+def test_missing_fields_are_named(field: str) -> None:
+    body = {"model": "m", "prompt": "Hi"}
+    del body[field]
+    with pytest.raises(InvalidRequestError, match=f"{field} is missing; accepted: ") as caught:
+        parse_completion(body)
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_a_body_that_is_no_object_is_refused(data: object) -> None:
+    with pytest.raises(InvalidRequestError, match="accepted: a JSON object"):
+        parse_completion(data)
+
+
+def test_null_counts_as_left_out() -> None:
+    body = completion(max_tokens=None, stop=None, seed=None, temperature=None, logprobs=None)
+    assert body.max_tokens is None
+    assert body.stop_strings == ()
+    assert body.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("user", "someone"),
+        ("metadata", {"a": "b"}),
+        ("store", True),
+        ("service_tier", "auto"),
+        ("logprobs", False),
+        ("presence_penalty", 0),
+        ("frequency_penalty", 0.0),
+        ("logit_bias", {}),
+        ("tools", []),
+        ("tool_choice", "none"),
+        ("response_format", {"type": "text"}),
+        ("best_of", 1),
+        ("suffix", ""),
+        ("repetition_penalty", 1.0),
+    ],
+)
+def test_parameters_that_ask_for_nothing_are_taken(field: str, value: object) -> None:
+    chat(**{field: value})
+    completion(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("logprobs", 5),
+        ("top_logprobs", 2),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", -1),
+        ("logit_bias", {"5": 1}),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("response_format", {"type": "json_object"}),
+        ("modalities", ["audio"]),
+        ("best_of", 3),
+        ("suffix", "end"),
+        ("min_p", 0.1),
+    ],
+)
+def test_parameters_of_later_versions_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(InvalidRequestError, match="not supported in this version") as caught:
+        chat(**{field: value})
+    assert caught.value.param == field
+    assert str(caught.value).startswith(f"{field} = ")
+
+
+def test_a_misspelled_parameter_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequestError, match="max_token is no parameter") as caught:
+        completion(max_token=5)
+    assert caught.value.param == "max_token"
+
+
+def test_stream_options_are_of_streams_only() -> None:
+    assert completion(stream=True, stream_options={"include_usage": True}).has_usage_chunk
+    assert not completion(stream=True, stream_options={}).has_usage_chunk
+    with pytest.raises(InvalidRequestError, match=r"stream_options .*only together with stream"):
+        completion(stream_options={"include_usage": True})
+    with pytest.raises(InvalidRequestError, match="stream_options = "):
+        completion(stream=True, stream_options={"include_usage": "yes"})
+
+
+def test_text_parts_are_joined_and_developer_is_system() -> None:
+    body = chat(
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b")]},
+            {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
+        ]
+    )
+    assert [message.as_template_takes_it() for message in body.messages] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "c"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "tool", "content": "x", "tool_call_id": "1"},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
+        {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
+    ],
+)
+def test_tools_and_images_are_not_supported_rather_than_malformed(message: object) -> None:
+    with pytest.raises(InvalidRequestError, match="not supported in this version") as caught:
+        chat(messages=[USER, message])
+    assert caught.value.param == "messages"
+    assert "messages[1]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], "Hi", [{"role": "user"}], [{"content": "x"}], [{"role": "king", "content": "x"}], [3]],
+)
+def test_malformed_messages_are_refused(messages: object) -> None:
+    with pytest.raises(InvalidRequestError, match=r"messages = .*accepted: ") as caught:
+        chat(messages=messages)
+    assert caught.value.param == "messages"
