@@ -61,7 +61,7 @@ test: check
 	@$(PYTEST) -m "ray and not gpu"
 
 bench: $(STAMP)
-	@$(BIN)/python benchmarks/serving.py --url http://127.0.0.1:$(PORT) $(BENCH)
+	@$(BIN)/python -m benchmarks.serving --base-url http://127.0.0.1:$(PORT) $(BENCH)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Measurements of pdray and its peers; each module with a ``main`` is a command."""
