@@ -4,6 +4,7 @@ end, or killed."""
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -38,9 +39,12 @@ class OwnerProcess:
     """``description`` is for the reader's ``add_peer``."""
 
     def __init__(self, seed: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        # Processes are forked from one that has imported nixl, which takes seconds.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pytest", "nixl._api", "tests.owner_process"])
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_own, args=(theirs, seed), daemon=True)
+        arguments = (theirs, seed, os.environ.get("UCX_TLS"))
+        self.process = context.Process(target=_own, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.description: bytes = self._pipe.recv()
@@ -52,7 +56,9 @@ class OwnerProcess:
         self._pipe.close()
 
 
-def _own(pipe: Connection, seed: int) -> None:
+def _own(pipe: Connection, seed: int, ucx_tls: str | None) -> None:
+    if ucx_tls is not None:
+        os.environ["UCX_TLS"] = ucx_tls
     blocks = owner_blocks(seed)
     thread = start_transfer_thread("owner", blocks)
     thread.begin_lending()

@@ -201,7 +201,10 @@ async def dial(address: WorkerAddress, hello: Hello, timeout_s: float) -> Connec
 
 
 def set_socket_options(writer: asyncio.StreamWriter) -> None:
-    """No delays for small frames, and a vanished host is noticed within DEAD_PEER_S."""
+    """No delays for small frames, and a vanished host is noticed within DEAD_PEER_S.
+
+    So is one that leaves its buffers full for as long: it hangs.
+    """
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

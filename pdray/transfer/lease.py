@@ -173,11 +173,13 @@ class LeaseTable:
         """Applies all deadlines up to ``now``; a lease far past both is reported once, ENDED."""
         changed: dict[str, Lease] = {}
         for lease in list(self):
-            if now >= lease.deadline:
-                changed.update((c.lease_id, c) for c in self._apply(lease.lease_id, _E.DEADLINE))
-            if now >= lease.deadline + self._quarantine_s:
-                over = self._apply(lease.lease_id, LeaseEvent.QUARANTINE_OVER)
-                changed.update((c.lease_id, c) for c in over)
+            quarantine_end = lease.deadline + self._quarantine_s
+            for event, due_at in (
+                (LeaseEvent.DEADLINE, lease.deadline),
+                (LeaseEvent.QUARANTINE_OVER, quarantine_end),
+            ):
+                if now >= due_at:
+                    changed.update((c.lease_id, c) for c in self._apply(lease.lease_id, event))
         return tuple(changed.values())
 
     def _runs_out_at(self, lease: Lease) -> float:

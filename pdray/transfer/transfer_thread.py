@@ -183,11 +183,10 @@ class TransferThread:
             if not self._commands and (self._pulls or self._num_lending):
                 self._wake.wait(POLL_INTERVAL_S)
             while True:
-                if self._drain_until is not None and (
-                    not self._pulls or time.monotonic() >= self._drain_until
-                ):
-                    return False
-                if self._commands or self._pulls or self._num_lending:
+                has_work = bool(self._commands or self._pulls)
+                if self._drain_until is not None:
+                    return has_work and time.monotonic() < self._drain_until
+                if has_work or self._num_lending:
                     return True
                 self._wake.wait()
 
