@@ -25,6 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from pdray.core.errors import UnsupportedModelError
 from pdray.engine.attention.routing import ROUTE_NAME, route_attention, route_mask, serving
+from pdray.engine.linear import pack_linears
 from pdray.engine.probe import PROBE_TOKENS, Probe, ProbedLayer
 from pdray.kvcache.storage import TORCH_DTYPES
 
@@ -43,7 +44,6 @@ class LoadedModel:
     layers: tuple[ProbedLayer, ...]
     digest: str
     eos_token_ids: frozenset[int]
-    vocab_size: int
     max_positions: int | None
     """None where any position will do."""
 
@@ -71,13 +71,15 @@ def load_model(path: Path, *, dtype: str, device: str) -> LoadedModel:
         raise UnsupportedModelError(f"{path}: {error}") from error
     model.eval().requires_grad_(False).to(device)
     _check_model(model)
+    if model.device.type == "cpu":
+        pack_linears(model)
     layers = _probe(model)
+    _check_modalities(model)
     return LoadedModel(
         model=model,
         layers=layers,
         digest=model_digest(config),
         eos_token_ids=_eos_token_ids(path, config),
-        vocab_size=config.get_text_config().vocab_size,
         max_positions=_max_positions(config),
     )
 
@@ -113,10 +115,6 @@ def _check_model(model: PreTrainedModel) -> None:
     name = type(model).__name__
     if model._is_stateful:
         raise UnsupportedModelError(f"{name} keeps a state (linear attention or state space)")
-    # Of the decoder itself: a text-only head may inherit the word of its multimodal sibling.
-    modalities = cast(str | tuple[str, ...], model.base_model.input_modalities)
-    if set([modalities] if isinstance(modalities, str) else modalities) != {"text"}:
-        raise UnsupportedModelError(f"{name} has multimodal input {modalities}; pdray serves text")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise UnsupportedModelError(f"{name} cannot be asked for some positions' logits only")
     try:
@@ -140,6 +138,15 @@ def _probe(model: PreTrainedModel) -> tuple[ProbedLayer, ...]:
             "transformers' attention interface; the others keep their context another way"
         )
     return tuple(probe.layers)
+
+
+def _check_modalities(model: PreTrainedModel) -> None:
+    # Of the decoder itself: a text-only head may inherit the word of its multimodal sibling.
+    modalities = cast(str | tuple[str, ...], model.base_model.input_modalities)
+    if set([modalities] if isinstance(modalities, str) else modalities) != {"text"}:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has multimodal input {modalities}; pdray serves text"
+        )
 
 
 def _eos_token_ids(path: Path, config: PreTrainedConfig) -> frozenset[int]:

@@ -180,7 +180,7 @@ class Scheduler:
         assert seq.state is SequenceState.NEW, f"{seq.request_id} was added twice"
         seq.age = next(self._ages)
         self._make_tables(seq)
-        if seq.allocated_tokens >= seq.num_tokens:
+        if seq.num_computed_tokens or seq.allocated_tokens >= seq.num_tokens:
             seq.state = SequenceState.READY
             self._ready.append(seq)
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from pdray.core.errors import InvalidRequestError, UnsupportedModelError
 from pdray.frontend.detokenizer import DetokenizerFactory, IncrementalDetokenizer
@@ -42,6 +42,8 @@ class Tokenizer:
                 "fast version; a tokenizer.json in the folder would do"
             )
         self._backend = backend
+        self.vocab_size: int = AutoConfig.from_pretrained(path).get_text_config().vocab_size
+        """The model's: no token from here on has an embedding, though a tokenizer may have it."""
         self._detokenizers = DetokenizerFactory(self._backend)
         self._chat_template: str | None = None
         if self._tokenizer.chat_template is None:

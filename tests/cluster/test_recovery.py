@@ -9,7 +9,7 @@ import sys
 import pytest
 import ray
 
-from pdray.cluster.launch import up
+from pdray.cluster.launch import in_use, up
 from pdray.cluster.names import controller_name, is_controller, living_actors, worker_name
 from tests.cluster.conftest import ClusterFrontend, MakeConfig, kill, until_gone
 
@@ -80,10 +80,22 @@ async def test_an_application_whose_driver_ended_ends_by_itself(make_config: Mak
     await until_gone("app")
 
 
+async def test_an_application_in_use_by_its_launcher_waits_for_a_frontend(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(controller={"worker_lease_s": 30.0, "unused_exit_s": 1.0})
+    await asyncio.to_thread(up, config)
+    before = await living_actors("app")
+    with in_use(config):
+        await asyncio.sleep(3.0)  # three times what would end it
+        assert await living_actors("app") == before
+    await until_gone("app")
+
+
 async def test_workers_that_no_controller_renews_end_by_themselves(
     make_config: MakeConfig,
 ) -> None:
-    config = make_config(controller={"worker_lease_s": 3.0, "unused_exit_s": 60.0})
+    config = make_config(controller={"worker_lease_s": 8.0, "unused_exit_s": 60.0})
     await asyncio.to_thread(up, config)
     kill(controller_name("app", config.generation))
     await until_gone("app")

@@ -47,14 +47,14 @@ async def test_a_scrape_of_any_frontend_shows_all_and_a_hung_worker_does_not_han
         while label_values(await other.client.metrics_text(), "replica") != both:
             await asyncio.sleep(0.1)
         text = await other.client.metrics_text()
-        assert label_values(text, "worker") == worker_ids
+        assert label_values(text, "worker_id") == worker_ids
         ready = ("pdray_num_workers", frozenset({("pool", "decode"), ("state", "ready")}))
         assert samples_of(text)[ready] == 1.0
 
         (pid, *_) = worker_pids()
         os.kill(pid, signal.SIGSTOP)
         try:
-            shown = label_values(await one.client.metrics_text(), "worker")
+            shown = label_values(await one.client.metrics_text(), "worker_id")
         finally:
             os.kill(pid, signal.SIGCONT)
         assert len(shown) == len(worker_ids) - 1

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pdray.control.controller import ControlConfig, ControlPlane
-from pdray.core.placement import Placement, Queued
+from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import Role, WorkerState
+from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 from pdray.policy.placement import PLACEMENT
 from tests.fleet_factories import make_ask, make_info, make_snapshot
 
@@ -32,14 +32,20 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.num_requests = 0
         self.owners: dict[str, str] = {}
         self.queued: list[str] = []
-        self.placed: set[str] = set()
+        self.asks: dict[str, PlacementAsk] = {}
+        self.placed: dict[str, InFlight] = {}
         self.alive: dict[str, str] = {}
+        self.sizes: dict[str, int] = {}
         self.num_lives = 0
 
     @initialize(policy=st.sampled_from(PLACEMENT.names()))
     def start(self, policy: str) -> None:
+        self.policy = policy
+        self.control = self.make_control()
+
+    def make_control(self) -> ControlPlane:
         config = ControlConfig(max_queued_requests=MAX_QUEUED, queue_timeout_s=QUEUE_TIMEOUT_S)
-        self.control = ControlPlane(config, PLACEMENT.get(policy)())
+        return ControlPlane(config, PLACEMENT.get(self.policy)())
 
     def take(self, before: list[str]) -> None:
         """Takes decisions: each answers a request that waited in ``before``, and placements
@@ -49,19 +55,31 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             assert answer.request_id in self.queued, "answered twice, or never asked"
             self.queued.remove(answer.request_id)
             if isinstance(answer, Placement):
-                self.check_placement(answer)
+                self.note_placement(answer)
                 placements.append(answer.request_id)
-                self.placed.add(answer.request_id)
         assert placements == [rid for rid in before if rid in placements]
         left_behind = [rid for rid in before if rid in self.queued]
         if placements and left_behind:
             assert before.index(placements[-1]) < before.index(left_behind[0]), "passed in queue"
 
-    def check_placement(self, placement: Placement) -> None:
+    def note_placement(self, placement: Placement) -> None:
         assert placement.prefill.worker_id in self.alive.values()
         assert 1 <= len(placement.decode_candidates) <= 4
         for decode in placement.decode_candidates:
             assert decode.worker_id in self.alive.values()
+        self.placed[placement.request_id] = InFlight(
+            ask=self.asks[placement.request_id],
+            prefill_id=placement.prefill.worker_id,
+            decode_id=placement.decode_candidates[0].worker_id,
+        )
+
+    def info_of(self, slot: str) -> WorkerInfo:
+        return make_info(
+            self.alive[slot],
+            WORKER_SLOTS[slot],
+            max_batch_size=1,
+            max_sequence_tokens=self.sizes[slot],
+        )
 
     @rule(frontend=st.sampled_from(FRONTENDS), count=st.integers(1, 4), size=st.integers(1, 300))
     def place(self, frontend: str, count: int, size: int) -> None:
@@ -70,6 +88,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         ids = [f"r{self.num_requests + i}" for i in range(count)]
         self.num_requests += count
         asks = [make_ask(rid, num_prompt_tokens=size, max_tokens=size) for rid in ids]
+        self.asks |= {ask.request_id: ask for ask in asks}
         answers = self.control.place(frontend, asks, self.now)
         assert [answer.request_id for answer in answers] == ids
         for answer in answers:
@@ -80,8 +99,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             elif isinstance(answer, Placement):
                 assert not waiting, "passed in queue"
                 assert self.control.num_in_flight <= self.control.max_in_flight
-                self.check_placement(answer)
-                self.placed.add(answer.request_id)
+                self.note_placement(answer)
         self.take(list(self.queued))
 
     @rule(data=st.data())
@@ -102,7 +120,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         rid = data.draw(st.sampled_from(known))
         before = list(self.queued)
         self.control.finished(self.owners[rid], [rid, rid, "never asked"], self.now)
-        self.placed.discard(rid)
+        self.placed.pop(rid, None)
         self.take(before)
 
     @rule(slot=st.sampled_from(sorted(WORKER_SLOTS)), tokens=st.integers(100, 700))
@@ -111,12 +129,30 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             return
         self.num_lives += 1
         self.alive[slot] = f"{slot}-{self.num_lives}"
-        info = make_info(
-            self.alive[slot], WORKER_SLOTS[slot], max_batch_size=1, max_sequence_tokens=tokens
-        )
+        self.sizes[slot] = tokens
         before = list(self.queued)
-        self.control.worker_joined(info, self.now)
+        self.control.worker_joined(self.info_of(slot), self.now)
         self.take(before)
+
+    @rule(data=st.data())
+    def control_plane_is_remade(self, data: st.DataObject) -> None:
+        """Workers and frontends tell the next one what they know, in any order; what was
+        queued is asked again."""
+        self.control = self.make_control()
+        for teller in data.draw(st.permutations([*self.alive, *FRONTENDS])):
+            if teller in self.alive:
+                self.control.worker_joined(self.info_of(teller), self.now)
+            else:
+                mine = [p for rid, p in self.placed.items() if self.owners[rid] == teller]
+                assert not self.control.frontend_seen(teller, self.now)
+                self.control.resume(teller, mine, self.now)
+        waiting, self.queued = self.queued, []
+        for rid in waiting:
+            (answer,) = self.control.place(self.owners[rid], [self.asks[rid]], self.now)
+            if isinstance(answer, Queued):
+                self.queued.append(rid)
+            elif isinstance(answer, Placement):
+                self.note_placement(answer)
 
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
@@ -147,15 +183,20 @@ class ControlPlaneMachine(RuleBasedStateMachine):
     def frontend_gone(self, frontend: str) -> None:
         before = list(self.queued)
         self.control.frontend_gone(frontend, self.now)
-        self.placed -= {rid for rid in self.placed if self.owners[rid] == frontend}
+        self.forget({frontend})
         self.take(before)
+
+    def forget(self, frontends: set[str]) -> None:
+        gone = [rid for rid in self.placed if self.owners[rid] in frontends]
+        for rid in gone:
+            del self.placed[rid]
 
     def tick(self) -> None:
         before = list(self.queued)
         known = set(self.control.frontend_ids)
         self.control.tick(self.now)
         forgotten = known - set(self.control.frontend_ids)
-        self.placed -= {rid for rid in self.placed if self.owners[rid] in forgotten}
+        self.forget(forgotten)
         self.take(before)
 
     @invariant()
@@ -172,7 +213,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             return
         for rid in list(self.placed):
             self.control.finished(self.owners[rid], [rid], self.now)
-            self.placed.discard(rid)
+            self.placed.pop(rid, None)
         self.take(list(self.queued))
         self.now += QUEUE_TIMEOUT_S
         self.tick()

@@ -262,6 +262,7 @@ async def test_an_error_after_the_first_token_is_the_last_event(
         (COMPLETION | {"prompt": "x" * 200}, 400, "prompt", "context_length_exceeded"),
         (COMPLETION | {"max_tokens": 98}, 400, "max_tokens", "context_length_exceeded"),
         (COMPLETION | {"prompt": ""}, 400, "prompt", None),
+        (COMPLETION | {"prompt": [[1], [258]]}, 400, "prompt", None),
         (COMPLETION | {"max_tokens": "8"}, 400, "max_tokens", None),
         (COMPLETION | {"logprobs": 3}, 400, "logprobs", "unsupported_parameter"),
         (COMPLETION | {"prompt": ["a"] * 100, "n": 3}, 400, "n", None),
@@ -283,6 +284,16 @@ async def test_refusals_have_openais_shape_and_the_right_status(
     assert (response.status_code, error["param"], error["code"]) == (status, param, code)
     assert error["type"] == "invalid_request_error"
     assert source.requests == []
+
+
+async def test_a_chat_that_is_too_long_names_the_chats_own_fields(open_api: OpenApi) -> None:
+    long = CHAT | {"messages": [{"role": "user", "content": "x" * 200}]}
+    greedy = {"model": MODEL, "messages": CHAT["messages"], "max_completion_tokens": 99}
+    async with open_api(ScriptedSource(abc)) as client:
+        responses = [await client.post("/v1/chat/completions", json=b) for b in (long, greedy)]
+    errors = [response.json()["error"] for response in responses]
+    assert [error["param"] for error in errors] == ["messages", "max_completion_tokens"]
+    assert {error["code"] for error in errors} == {"context_length_exceeded"}
 
 
 async def test_a_request_that_kv_memory_could_never_hold_is_refused(open_api: OpenApi) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pdray.config import PdrayConfig, parse_config
-from pdray.serve.ray_session import local_resources
+from pdray.core.errors import ConfigError
+from pdray.serve.ray_session import local_resources, open_ray
 
 
 def config_of(replicas: int, cpus: float) -> PdrayConfig:
@@ -41,3 +44,10 @@ def test_this_machine_stands_for_every_node_group() -> None:
 def test_parts_of_a_cpu_are_rounded_up() -> None:
     few = local_resources(config_of(replicas=101, cpus=0.25)).num_cpus
     assert few == 103  # 101 * (0.5 + 0.5), the ingress, and one to spare
+
+
+def test_a_transport_that_stays_in_one_process_is_refused_before_ray_starts() -> None:
+    data = config_of(replicas=1, cpus=1).model_dump(mode="json")
+    config = parse_config(data | {"transfer": {"transport": "loopback"}})
+    with pytest.raises(ConfigError, match="loopback.*accepted: nixl"):
+        open_ray(config, None, print)

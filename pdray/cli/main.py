@@ -1,0 +1,39 @@
+"""The ``pdray`` command. Each command is a file with ``add_parser`` and ``run``; what is heavy
+is imported when a command runs, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pdray import __version__
+from pdray.cli import batch, serve
+from pdray.cli.serve import EXIT_ERROR
+from pdray.core.errors import PdrayError
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the process's exit code."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except PdrayError as error:
+        print(f"pdray: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="pdray", description="Prefill and decode of one model in separate pools."
+    )
+    top.add_argument("--version", action="version", version=f"pdray {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for command in (serve, batch):
+        command.add_parser(commands)
+    return top

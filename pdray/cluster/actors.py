@@ -1,0 +1,177 @@
+"""The worker as a Ray actor: a thin shell that starts it, reports it and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import ray
+from ray.exceptions import RayActorError
+
+from pdray.core.clock import WallClock
+from pdray.core.errors import ConfigError, UnsupportedModelError
+from pdray.core.snapshot import Role, WorkerInfo
+
+from .exit import exit_this_actor, force_exit_after
+from .handles import ControllerHandle, WorkerHandle
+from .messages import Heartbeat, StartFailure, WorkerSpec
+from .names import controller_name, find_controller
+
+if TYPE_CHECKING:
+    from pdray.worker.worker import Worker
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT_S = 0.25
+_HEARTBEAT_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 10.0
+_FORCE_EXIT_AFTER_S = 30.0
+
+
+class WorkerActor:
+    """Loads the model in ``start``, not when it is made: until then a pending call means that
+    Ray has no room for it."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._clock = WallClock()
+        self._me = cast("WorkerHandle", ray.get_runtime_context().current_actor)
+        self._worker: Worker | None = None
+        self._progress = "process started"
+        self._starting: asyncio.Task[WorkerInfo | StartFailure] | None = None
+        self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats())
+        self._renewed_at = self._clock.now()
+        # A thread, as a worker whose event loop hangs must end as well.
+        threading.Thread(target=self._watch_lease, name="lease-watch", daemon=True).start()
+
+    async def ping(self) -> None:
+        """Answers once the process runs."""
+
+    async def start(self) -> WorkerInfo | StartFailure:
+        """Makes the worker ready; called again, gives the same answer."""
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+        await self._first_of(self._starting)
+        if self._starting.done():
+            return self._starting.result()
+        return StartFailure(reason=self._ended.result(), is_final=False)
+
+    async def join(self) -> str:
+        """Returns why the worker ended, when it ends; the caller sees a death as an error."""
+        return await asyncio.shield(self._ended)
+
+    async def metrics_text(self) -> bytes:
+        return b"" if self._worker is None else self._worker.metrics_text()
+
+    async def drain(self) -> None:
+        """Takes no new work; returns when the last request is over."""
+        if self._worker is not None:
+            drained = asyncio.get_running_loop().create_task(self._worker.drain())
+            await self._first_of(drained)
+
+    async def stop(self, reason: str) -> None:
+        """Ends this process; what still runs is lost. Does not return: the actor dies."""
+        self._progress = reason
+        if self._worker is not None:
+            try:
+                await asyncio.wait_for(self._worker.stop(), _STOP_TIMEOUT_S)
+            except TimeoutError:
+                logger.warning("worker does not stop: worker_id=%s", self._spec.worker_id)
+        if not self._ended.done():
+            self._ended.set_result(reason)
+        self._heartbeats.cancel()
+        exit_this_actor()
+
+    async def _first_of(self, task: asyncio.Task[T]) -> None:
+        """Returns when the task is done or the worker ended: Ray lets calls in progress finish
+        before an actor may exit."""
+        either: list[asyncio.Future[T] | asyncio.Future[str]] = [task, self._ended]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _start(self) -> WorkerInfo | StartFailure:
+        try:
+            worker = await asyncio.to_thread(self._build)
+            info = await worker.start()
+        except (ConfigError, UnsupportedModelError) as error:
+            return StartFailure(reason=str(error), is_final=True)
+        except Exception as error:  # whatever it is, the reason must reach the user
+            logger.exception("worker does not start: worker_id=%s", self._spec.worker_id)
+            return StartFailure(reason=f"{type(error).__name__}: {error}", is_final=False)
+        self._worker = worker
+        self._progress = "ready"
+        self._crash_watch = asyncio.get_running_loop().create_task(self._watch_engine(worker))
+        return info
+
+    def _build(self) -> Worker:
+        from pdray.model_source import resolve_model
+        from pdray.worker.config import WorkerConfig
+        from pdray.worker.worker import build_worker
+
+        spec, config = self._spec, self._spec.config
+        model_path = resolve_model(config.model, self._set_progress)
+        self._set_progress(f"loading {config.model_name}")
+        return build_worker(
+            WorkerConfig(
+                worker_id=spec.worker_id,
+                pool=spec.pool,
+                node_group=spec.node_group,
+                role=Role.parse(config.pools[spec.pool].role),
+                host=ray.util.get_node_ip_address(),
+                model_path=model_path,
+                engine=config.engine_config(spec.pool, spec.node_group, model_path),
+                transport=config.transfer.transport,
+                lease_s=config.transfer.lease_s,
+            )
+        )
+
+    def _set_progress(self, text: str) -> None:
+        self._progress = text
+
+    async def _watch_engine(self, worker: Worker) -> None:
+        error = await worker.crashed()
+        logger.error("engine crashed: worker_id=%s", self._spec.worker_id, exc_info=error)
+        self._end_myself(f"the engine crashed: {type(error).__name__}: {error}")
+
+    def _watch_lease(self) -> None:
+        """Runs in its own thread for as long as somebody wants this worker."""
+        lease_s = self._spec.config.controller.worker_lease_s
+        tick = threading.Event()
+        while self._clock.now() - self._renewed_at <= lease_s:
+            tick.wait(min(1.0, lease_s / 4))
+        self._end_myself(f"no controller renewed this worker for {lease_s:g} s")
+
+    def _end_myself(self, reason: str) -> None:
+        logger.warning("worker ends: worker_id=%s reason=%s", self._spec.worker_id, reason)
+        self._me.stop.remote(reason)
+        force_exit_after(_FORCE_EXIT_AFTER_S)
+
+    async def _send_heartbeats(self) -> None:
+        """Runs until the actor ends; each answered heartbeat renews the lease."""
+        spec = self._spec
+        name = controller_name(spec.config.serve.application, spec.config.generation)
+        controller: ControllerHandle | None = None
+        while True:
+            try:
+                if controller is None:
+                    controller = await find_controller(name)
+                if controller is not None and await self._send_heartbeat(controller):
+                    self._renewed_at = self._clock.now()
+            except (RayActorError, TimeoutError) as error:
+                logger.info("no controller: worker_id=%s %s", spec.worker_id, type(error).__name__)
+                controller = None
+            await asyncio.sleep(_HEARTBEAT_S)
+
+    async def _send_heartbeat(self, controller: ControllerHandle) -> bool:
+        """Whether the controller wants this worker."""
+        heartbeat = Heartbeat(
+            pool=self._spec.pool,
+            index=self._spec.index,
+            progress=self._progress,
+            snapshot=None if self._worker is None else self._worker.snapshot(),
+        )
+        return await asyncio.wait_for(controller.heartbeat.remote(heartbeat), _HEARTBEAT_TIMEOUT_S)

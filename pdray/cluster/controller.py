@@ -1,0 +1,257 @@
+"""The controller as a Ray actor: the control plane with a clock, timers and actor calls.
+
+No method waits for anything but the actors it asks: requests are placed in one go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import ray
+
+from pdray.config import PdrayConfig
+from pdray.control.controller import ControlConfig, ControlPlane
+from pdray.core.clock import WallClock
+from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import WorkerInfo
+from pdray.policy.placement import PLACEMENT
+
+from .exit import exit_this_actor, force_exit_after
+from .handles import ControllerHandle
+from .messages import ControllerStatus, Heartbeat, Renewal
+from .names import NAMESPACE, controller_name
+from .pool import WorkerPools
+from .takeover import Takeover
+from .telemetry import controller_text, worker_texts
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_FORCE_EXIT_AFTER_S = 60.0
+_MAX_CONCURRENCY = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    frontend_id: str
+    answer: asyncio.Future[Placement | Refusal]
+
+
+class ControllerActor:
+    """Remade by whoever needs it, it finds its workers by their names and hears from every
+    frontend what that has in flight. A retired one makes no workers."""
+
+    def __init__(self, config: PdrayConfig, is_retired: bool) -> None:
+        self._config = config
+        self._is_retired = is_retired
+        self._clock = WallClock()
+        self._me = cast("ControllerHandle", ray.get_runtime_context().current_actor)
+        limits = config.controller
+        self._control = ControlPlane(
+            ControlConfig(
+                max_queued_requests=limits.max_queued_requests,
+                queue_timeout_s=limits.queue_timeout_s,
+            ),
+            PLACEMENT.get(limits.placement)(),
+        )
+        self._waits: dict[str, _Wait] = {}
+        self._frontend_texts: dict[str, bytes] = {}
+        self._used_at = self._clock.now()
+        self._is_ending = False
+        self._pools = WorkerPools(config, self, self._clock, may_make=not is_retired)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._tick_forever())]
+        if not is_retired:
+            self._tasks.append(loop.create_task(self._take_over()))
+
+    # For frontends
+
+    async def place(
+        self, frontend_id: str, asks: Sequence[PlacementAsk]
+    ) -> list[Placement | Queued | Refusal]:
+        """Answers at once; a Queued request's answer comes through ``wait``."""
+        self._used_at = self._clock.now()
+        answers = self._control.place(frontend_id, asks, self._clock.now())
+        for answer in answers:
+            if isinstance(answer, Queued) and answer.request_id not in self._waits:
+                future = asyncio.get_running_loop().create_future()
+                self._waits[answer.request_id] = _Wait(frontend_id, future)
+        self._deliver()
+        return answers
+
+    async def wait(self, request_id: str) -> Placement | Refusal | None:
+        """The answer to a queued request, once there is one; None for one not known here."""
+        wait = self._waits.get(request_id)
+        if wait is None:
+            return None
+        answer = await asyncio.shield(wait.answer)
+        self._waits.pop(request_id, None)
+        return answer
+
+    async def finished(self, frontend_id: str, request_ids: Sequence[str]) -> None:
+        self._control.finished(frontend_id, request_ids, self._clock.now())
+        self._deliver()
+        for request_id in request_ids:
+            self._waits.pop(request_id, None)
+
+    async def renew(self, frontend_id: str, metrics_text: bytes) -> Renewal:
+        """Every second or so, from every frontend."""
+        now = self._used_at = self._clock.now()
+        self._frontend_texts[frontend_id] = metrics_text
+        return Renewal(
+            wants_resume=not self._control.frontend_seen(frontend_id, now),
+            is_retired=self._is_retired,
+            limits=self._control.limits(),
+        )
+
+    async def resume(self, frontend_id: str, in_flight: Sequence[InFlight]) -> None:
+        self._control.resume(frontend_id, in_flight, self._clock.now())
+        self._deliver()
+
+    async def frontend_gone(self, frontend_id: str) -> None:
+        self._frontend_texts.pop(frontend_id, None)
+        self._control.frontend_gone(frontend_id, self._clock.now())
+        self._deliver()
+
+    async def metrics(self, frontend_id: str) -> list[bytes]:
+        """All expositions but that of the frontend that asks."""
+        frontends = [text for fid, text in self._frontend_texts.items() if fid != frontend_id]
+        workers = await worker_texts(self._pools.ready())
+        return [controller_text(await self.status()), *workers, *frontends]
+
+    # For workers
+
+    async def heartbeat(self, heartbeat: Heartbeat) -> bool:
+        """Whether this worker is wanted: its lease is renewed then."""
+        slot = self._pools.find(heartbeat.pool, heartbeat.index)
+        if slot is None or slot.is_over:
+            return False
+        slot.progress = heartbeat.progress
+        if heartbeat.snapshot is not None:
+            self._control.snapshot(heartbeat.snapshot, self._clock.now())
+            self._deliver()
+        return True
+
+    # For launchers and newer generations
+
+    async def ping(self) -> None:
+        """Answers while it lives."""
+
+    async def hold(self) -> None:
+        """Keeps an application that has no frontend yet from ending itself."""
+        self._used_at = self._clock.now()
+
+    async def status(self) -> ControllerStatus:
+        return ControllerStatus(
+            application=self._config.serve.application,
+            generation=self._config.generation,
+            is_retired=self._is_retired,
+            workers=self._pools.statuses(),
+            frontend_ids=tuple(self._control.frontend_ids),
+            num_queued=self._control.num_queued,
+            num_in_flight=self._control.num_in_flight,
+            max_in_flight=self._control.max_in_flight,
+            limits=self._control.limits(),
+        )
+
+    async def retire(self) -> None:
+        """A newer generation takes over: workers that end are followed by none, and it ends
+        itself with its last frontend."""
+        self._is_retired = True
+        self._pools.adopt_only()
+
+    async def give_up_worker(self) -> bool:
+        """Drains and ends one worker; False where none was left."""
+        return await self._pools.give_up_one()
+
+    async def shutdown(self) -> None:
+        """Ends all workers, then itself. Does not return: the actor dies."""
+        self._is_ending = True
+        await self._pools.stop()
+        for frontend_id in self._control.frontend_ids:
+            self._control.frontend_gone(frontend_id, self._clock.now())
+        self._deliver()
+        for task in self._tasks:
+            task.cancel()
+        exit_this_actor()
+
+    # What becomes of workers: called by their slots
+
+    def worker_joined(self, info: WorkerInfo) -> None:
+        logger.info("worker joined: worker_id=%s", info.worker_id)
+        self._control.worker_joined(info, self._clock.now())
+        self._deliver()
+
+    def worker_draining(self, worker_id: WorkerId) -> None:
+        self._control.worker_draining(worker_id, self._clock.now())
+        self._deliver()
+
+    def worker_left(self, worker_id: WorkerId) -> None:
+        self._control.worker_left(worker_id, self._clock.now())
+        self._deliver()
+
+    async def _tick_forever(self) -> None:
+        while not self._is_ending:
+            await asyncio.sleep(_TICK_S)
+            try:
+                self._tick()
+            except Exception:  # the timers must go on: all else depends on them
+                logger.exception("a tick of the controller failed")
+
+    def _tick(self) -> None:
+        now = self._clock.now()
+        self._control.tick(now)
+        self._deliver()
+        frontend_ids = set(self._control.frontend_ids)
+        self._waits = {r: w for r, w in self._waits.items() if w.frontend_id in frontend_ids}
+        for frontend_id in self._frontend_texts.keys() - frontend_ids:
+            del self._frontend_texts[frontend_id]
+        unused_s = now - self._used_at
+        if unused_s > self._config.controller.unused_exit_s:
+            self._end_myself(f"unused for {unused_s:.0f} s")
+        elif self._is_retired and not frontend_ids:
+            self._end_myself("retired, and its last frontend is gone")
+
+    def _end_myself(self, reason: str) -> None:
+        logger.warning("controller ends: generation=%s %s", self._config.generation, reason)
+        self._is_ending = True
+        self._me.shutdown.remote()
+        force_exit_after(_FORCE_EXIT_AFTER_S)
+
+    async def _take_over(self) -> None:
+        application = self._config.serve.application
+        own_name = controller_name(application, self._config.generation)
+        try:
+            await Takeover(application, own_name, self._pools).run()
+        except Exception:  # older generations end by themselves in time
+            logger.exception("taking over from older generations failed")
+
+    def _deliver(self) -> None:
+        for decision in self._control.take_decisions():
+            wait = self._waits.get(decision.request_id)
+            if wait is not None and not wait.answer.done():
+                wait.answer.set_result(decision)
+
+
+def get_or_make_controller(config: PdrayConfig, *, is_retired: bool = False) -> ControllerHandle:
+    """This generation's one controller. Blocks for some milliseconds. The handle may be that
+    of one that is about to end: calls fail then, and another can be made."""
+    handle = (
+        ray.remote(ControllerActor)
+        .options(
+            name=controller_name(config.serve.application, config.generation),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=0,
+            max_concurrency=_MAX_CONCURRENCY,
+            num_cpus=0,
+        )
+        .remote(config, is_retired)
+    )
+    return cast("ControllerHandle", handle)

@@ -1,0 +1,50 @@
+"""Actor handles with types: Ray's own ones know neither methods nor what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import ParamSpec, Protocol, TypeVar
+
+from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.snapshot import WorkerInfo
+
+from .messages import ControllerStatus, Heartbeat, Renewal, StartFailure
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class RemoteMethod(Protocol[P, R_co]):
+    """Calls leave at once, awaited or not. Awaiting raises RayActorError where the actor died."""
+
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R_co]: ...
+
+
+class WorkerHandle(Protocol):
+    """``WorkerActor`` from outside."""
+
+    ping: RemoteMethod[[], None]
+    start: RemoteMethod[[], WorkerInfo | StartFailure]
+    join: RemoteMethod[[], str]
+    metrics_text: RemoteMethod[[], bytes]
+    drain: RemoteMethod[[], None]
+    stop: RemoteMethod[[str], None]
+
+
+class ControllerHandle(Protocol):
+    """``ControllerActor`` from outside."""
+
+    place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
+    wait: RemoteMethod[[str], Placement | Refusal | None]
+    finished: RemoteMethod[[str, Sequence[str]], None]
+    renew: RemoteMethod[[str, bytes], Renewal]
+    resume: RemoteMethod[[str, Sequence[InFlight]], None]
+    frontend_gone: RemoteMethod[[str], None]
+    metrics: RemoteMethod[[str], list[bytes]]
+    heartbeat: RemoteMethod[[Heartbeat], bool]
+    ping: RemoteMethod[[], None]
+    hold: RemoteMethod[[], None]
+    status: RemoteMethod[[], ControllerStatus]
+    retire: RemoteMethod[[], None]
+    give_up_worker: RemoteMethod[[], bool]
+    shutdown: RemoteMethod[[], None]

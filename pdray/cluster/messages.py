@@ -1,0 +1,101 @@
+"""What the controller, the workers and the clients tell each other through Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdray.config import PdrayConfig
+from pdray.core.placement import ServingLimits
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import Role, WorkerSnapshot, WorkerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSpec:
+    """What a worker actor is made with."""
+
+    config: PdrayConfig
+    worker_id: WorkerId
+    pool: str
+    index: int
+    node_group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFailure:
+    """A worker could not start. ``is_final``: nor could the next one, as the config or the
+    model is at fault."""
+
+    reason: str
+    is_final: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Worker to controller; the reply renews the worker's lease. No snapshot while it starts."""
+
+    pool: str
+    index: int
+    progress: str
+    snapshot: WorkerSnapshot | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewal:
+    """Controller to frontend. ``wants_resume``: it does not know what the frontend has in
+    flight. ``is_retired``: a newer generation takes over."""
+
+    wants_resume: bool
+    is_retired: bool
+    limits: ServingLimits | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """One place in a pool. ``progress`` is what its worker does in words; ``last_failure`` is
+    why its last worker ended, if it ended badly."""
+
+    pool: str
+    index: int
+    role: Role
+    node_group: str
+    state: WorkerState
+    worker_id: WorkerId | None
+    progress: str
+    num_failures: int
+    last_failure: str | None
+    is_hopeless: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerStatus:
+    application: str
+    generation: str
+    is_retired: bool
+    workers: tuple[WorkerStatus, ...]
+    frontend_ids: tuple[str, ...]
+    num_queued: int
+    num_in_flight: int
+    max_in_flight: int
+    limits: ServingLimits | None
+
+    @property
+    def is_ready(self) -> bool:
+        """Every place in every pool has a worker that takes requests."""
+        return all(worker.state is WorkerState.READY for worker in self.workers)
+
+    @property
+    def missing(self) -> str:
+        """Which workers are not ready, and why, in one line; empty where all are."""
+        lines = []
+        for worker in self.workers:
+            if worker.state is not WorkerState.READY:
+                failure = f"; failed before: {worker.last_failure}" if worker.last_failure else ""
+                words = worker.progress or worker.state.value
+                lines.append(f"{worker.pool} worker {worker.index} ({words}{failure})")
+        return ", ".join(lines)
+
+    @property
+    def hopeless(self) -> WorkerStatus | None:
+        """A place that no worker can be started in, if there is one."""
+        return next((worker for worker in self.workers if worker.is_hopeless), None)

@@ -1,0 +1,250 @@
+"""One place in a pool, and the worker that it keeps alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Protocol, cast
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from pdray.config import PdrayConfig
+from pdray.core.clock import Clock
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import Role, WorkerInfo, WorkerState
+
+from .actors import WorkerActor
+from .handles import WorkerHandle
+from .messages import StartFailure, WorkerSpec, WorkerStatus
+from .names import NAMESPACE, find_worker, kill_actor, worker_name
+from .node_groups import GroupChoice, worker_resources
+
+logger = logging.getLogger(__name__)
+
+_LONG_LIFE_S = 60.0
+_HOPELESS_AFTER_FAILURES = 3
+_MAX_BACK_OFF_S = 60.0
+_DRAIN_TIMEOUT_S = 120.0
+_STOP_TIMEOUT_S = 15.0
+_MAX_CONCURRENCY = 1000
+
+
+class WorkerEvents(Protocol):
+    """Who is told what becomes of workers."""
+
+    def worker_joined(self, info: WorkerInfo) -> None: ...
+    def worker_draining(self, worker_id: WorkerId) -> None: ...
+    def worker_left(self, worker_id: WorkerId) -> None: ...
+
+
+class WorkerSlot:
+    """Makes a worker, waits for its end, makes the next one; adopts one that lives already.
+
+    ``may_make`` False only adopts. A worker that dies soon after its start is followed by the
+    next one after a pause that doubles.
+    """
+
+    def __init__(
+        self,
+        config: PdrayConfig,
+        pool: str,
+        index: int,
+        events: WorkerEvents,
+        clock: Clock,
+        *,
+        may_make: bool,
+    ) -> None:
+        self.pool = pool
+        self.index = index
+        self.progress = ""
+        self.is_wanted = True
+        self.may_make = may_make
+        self.pending_since: float | None = None
+        self._config = config
+        self._events = events
+        self._clock = clock
+        self._groups = GroupChoice(config.pools[pool].node_groups)
+        self._info: WorkerInfo | None = None
+        self._state = WorkerState.STARTING
+        self._num_failures = 0
+        self._last_failure: StartFailure | None = None
+        self._handle: WorkerHandle | None = None
+        self._task = asyncio.get_running_loop().create_task(self._keep_alive())
+
+    @property
+    def is_ready(self) -> bool:
+        return self._state is WorkerState.READY
+
+    @property
+    def handle(self) -> WorkerHandle | None:
+        """The ready worker's actor."""
+        return self._handle if self.is_ready else None
+
+    def status(self) -> WorkerStatus:
+        failure = self._last_failure
+        return WorkerStatus(
+            pool=self.pool,
+            index=self.index,
+            role=Role.parse(self._config.pools[self.pool].role),
+            node_group=self._info.node_group if self._info else self._groups.group,
+            state=self._state,
+            worker_id=self._info.worker_id if self._info else None,
+            progress=self.progress,
+            num_failures=self._num_failures,
+            last_failure=failure.reason if failure else None,
+            is_hopeless=failure is not None
+            and (failure.is_final or self._num_failures >= _HOPELESS_AFTER_FAILURES),
+        )
+
+    @property
+    def is_over(self) -> bool:
+        return self._state is WorkerState.STOPPED
+
+    async def retire(self, *, drain: bool) -> None:
+        """Ends the worker, its requests first where ``drain``; no other follows it."""
+        self.is_wanted = False
+        handle, info = self._handle, self._info
+        try:
+            if drain and handle is not None and info is not None:
+                self._state = WorkerState.DRAINING
+                self._events.worker_draining(info.worker_id)
+                await _answers(handle.drain.remote(), _DRAIN_TIMEOUT_S)
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            handle = handle or await find_worker(self._name)
+            if handle is not None and not await _answers(
+                handle.stop.remote("no longer wanted"), _STOP_TIMEOUT_S
+            ):
+                logger.warning("worker does not stop, killed: %s", self._name)
+                await kill_actor(handle)
+        except RayActorError:
+            logger.info("worker has gone: %s", self._name)
+        self._task.cancel()
+        self._state = WorkerState.STOPPED
+
+    @property
+    def _name(self) -> str:
+        config = self._config
+        return worker_name(config.serve.application, config.generation, self.pool, self.index)
+
+    async def _keep_alive(self) -> None:
+        while self.is_wanted:
+            try:
+                failure = await self._live_once()
+            except RayError as error:
+                failure = StartFailure(reason=_reason_of(error), is_final=False)
+            except Exception as error:  # a place must not stay empty, whatever happens
+                logger.exception("worker cannot be made: %s", self._name)
+                failure = StartFailure(reason=f"{type(error).__name__}: {error}", is_final=False)
+            finally:
+                self._leave()
+            if failure is not None and self.is_wanted:
+                await self._back_off(failure)
+
+    async def _live_once(self) -> StartFailure | None:
+        """One worker's life; what it ended of, or None where it is time for another group."""
+        started_at = self._clock.now()
+        self._handle = handle = await self._get_or_make()
+        if handle is None:
+            await asyncio.sleep(1.0)
+            return None
+        if not await self._is_scheduled(handle):
+            await kill_actor(handle)
+            self._groups.next()
+            return None
+        answer = await handle.start.remote()
+        if isinstance(answer, StartFailure):
+            await kill_actor(handle)
+            return answer
+        self._join(answer)
+        try:
+            reason = await handle.join.remote()
+        finally:
+            self._groups.restart()
+            if self._clock.now() - started_at > _LONG_LIFE_S:
+                self._num_failures = 0
+        return StartFailure(reason=reason, is_final=False)
+
+    async def _get_or_make(self) -> WorkerHandle | None:
+        if not self.may_make:
+            return await find_worker(self._name)
+        group = self._groups.group
+        # Wall time, as no counter outlives the controller: each life must have its own id.
+        incarnation = f"{time.time_ns() // 1_000_000:x}"
+        application = self._config.serve.application
+        spec = WorkerSpec(
+            config=self._config,
+            worker_id=WorkerId(f"{application}-{self.pool}-{self.index}-{incarnation}"),
+            pool=self.pool,
+            index=self.index,
+            node_group=group,
+        )
+        resources = worker_resources(self._config.node_groups[group])
+        self.progress = f"waiting for room on {group}"
+        handle = await asyncio.to_thread(
+            ray.remote(WorkerActor)
+            .options(
+                name=self._name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                max_restarts=0,
+                max_concurrency=_MAX_CONCURRENCY,
+                num_cpus=resources.num_cpus,
+                num_gpus=resources.num_gpus,
+                resources=resources.resources,
+            )
+            .remote,
+            spec,
+        )
+        return cast("WorkerHandle", handle)
+
+    async def _is_scheduled(self, handle: WorkerHandle) -> bool:
+        self.pending_since = self._clock.now()
+        try:
+            return await _answers(handle.ping.remote(), self._groups.patience_s)
+        finally:
+            self.pending_since = None
+
+    def _join(self, info: WorkerInfo) -> None:
+        self._info = info
+        self._state = WorkerState.READY
+        self._last_failure = None
+        self._events.worker_joined(info)
+
+    def _leave(self) -> None:
+        """The worker, if there was one, takes no more requests."""
+        if self._info is not None:
+            self._events.worker_left(self._info.worker_id)
+        self._info = None
+        self._handle = None
+        self._state = WorkerState.STARTING
+
+    async def _back_off(self, failure: StartFailure) -> None:
+        self._num_failures += 1
+        self._last_failure = failure
+        pause_s = min(2.0 ** (self._num_failures - 1), _MAX_BACK_OFF_S)
+        logger.warning(
+            "worker lost: %s failures=%s next_in_s=%s: %s",
+            *(self._name, self._num_failures, pause_s, failure.reason),
+        )
+        self.progress = f"next try in {pause_s:g} s"
+        await asyncio.sleep(pause_s)
+
+
+async def _answers(call: Awaitable[None], timeout_s: float | None) -> bool:
+    """Whether a call to an actor ended in time; raises RayActorError where the actor did."""
+    try:
+        await asyncio.wait_for(call, timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _reason_of(error: RayError) -> str:
+    """Ray's own words for an actor's end, less the lines that only name the actor."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith("\t")]
+    return " ".join(lines)[:500]

@@ -1,0 +1,55 @@
+"""What one scrape shows: all workers and frontends, and the controller's own numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+
+from ray.exceptions import RayError
+
+from .messages import ControllerStatus
+from .slot import WorkerSlot
+
+logger = logging.getLogger(__name__)
+
+_WORKER_TIMEOUT_S = 1.0
+
+
+async def worker_texts(slots: list[WorkerSlot]) -> list[bytes]:
+    """Every ready worker's exposition; one that does not answer in time is left out."""
+    texts = await asyncio.gather(*(_worker_text(slot) for slot in slots))
+    return [text for text in texts if text]
+
+
+async def _worker_text(slot: WorkerSlot) -> bytes:
+    if slot.handle is None:
+        return b""
+    try:
+        return await asyncio.wait_for(slot.handle.metrics_text.remote(), _WORKER_TIMEOUT_S)
+    except (RayError, TimeoutError) as error:
+        logger.info("no metrics of %s %s: %s", slot.pool, slot.index, type(error).__name__)
+        return b""
+
+
+def controller_text(status: ControllerStatus) -> bytes:
+    """The controller's own gauges, in Prometheus' text format."""
+    workers = Counter((worker.pool, worker.state.value) for worker in status.workers)
+    lines = [
+        *_header("pdray_num_requests_queued", "Requests that the controller has not placed yet."),
+        f"pdray_num_requests_queued {status.num_queued}",
+        *_header("pdray_num_requests_placed", "Requests placed on workers and not finished."),
+        f"pdray_num_requests_placed {status.num_in_flight}",
+        *_header("pdray_max_requests_placed", "Past so many, requests queue."),
+        f"pdray_max_requests_placed {status.max_in_flight}",
+        *_header("pdray_num_workers", "Places in the pools, by their worker's state."),
+        *(
+            f'pdray_num_workers{{pool="{pool}",state="{state}"}} {count}'
+            for (pool, state), count in sorted(workers.items())
+        ),
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _header(name: str, text: str) -> tuple[str, str]:
+    return f"# HELP {name} {text}", f"# TYPE {name} gauge"

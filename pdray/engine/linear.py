@@ -1,0 +1,63 @@
+"""Linear layers through the CPU's own matrix kernels, with their weights packed once.
+
+torch's linear packs a weight again in every call, and on some CPUs takes a slow way. T packed
+tokens; sizes in features: O out, I in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# The packed form serves any number of rows; the kernels only want to hear of one.
+_TYPICAL_ROWS = 16
+
+
+class PackedLinear(nn.Module):
+    """Takes the place of a ``nn.Linear``. A weight that others use too stays as it is: packed, it
+    would be in memory twice, and an output layer tied to its embedding is the largest of all."""
+
+    def __init__(self, linear: nn.Linear, *, is_shared: bool) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        if is_shared:
+            self.weight = linear.weight
+            self._kernel_weight = linear.weight.detach()
+            return
+        # Shape and dtype for whoever asks; the numbers are in the packed form only.
+        self.weight = nn.Parameter(
+            torch.empty_like(linear.weight, device="meta"), requires_grad=False
+        )
+        self._kernel_weight = torch.ops.mkldnn._reorder_linear_weight(
+            linear.weight.detach(), _TYPICAL_ROWS
+        )
+
+    def forward(self, input_TI: torch.Tensor) -> torch.Tensor:
+        if input_TI.numel() == 0:  # the kernels want a row
+            return input_TI.new_empty(*input_TI.shape[:-1], self.weight.shape[0])
+        out_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            input_TI, self._kernel_weight, self.bias, "none", [], ""
+        )
+        return out_TO
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Replaces every linear layer, by type; the plain weights are freed as it goes. Does nothing
+    for a dtype that the CPU's kernels do not know."""
+    num_uses: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            num_uses[id(parameter)] = num_uses.get(id(parameter), 0) + 1
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and _is_fast(child.weight.dtype):
+                is_shared = num_uses[id(child.weight)] > 1
+                setattr(parent, name, PackedLinear(child, is_shared=is_shared))
+
+
+def _is_fast(dtype: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()

@@ -1,0 +1,37 @@
+"""Where the API listens. Imports neither Ray nor Serve."""
+
+from __future__ import annotations
+
+import socket
+
+from pdray.config import PdrayConfig
+from pdray.core.errors import ConfigError
+
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def url_of(config: PdrayConfig) -> str:
+    """Where the API can be reached from this machine; no slash at the end."""
+    host = _ANY_HOST.get(config.serve.host, config.serve.host)
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{config.serve.port}{config.serve.route_prefix.rstrip('/')}"
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Raises ConfigError where another process listens. Serve itself would not notice: it shares
+    ports, and answers would come from either."""
+    try:
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"serve.host = {host!r}: is no address of this machine: {error}"
+        ) from None
+    with socket.socket(address[0], address[1]) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address[4])
+        except OSError as error:
+            raise ConfigError(
+                f"serve.port = {port}: cannot listen on {host}:{port}: {error.strerror}; "
+                "accepted: a free port (--port, or PORT= with make)"
+            ) from None

@@ -1,0 +1,220 @@
+"""From a checked body to its answer, whole or as chunks. Knows neither HTTP nor Ray.
+
+Several prompts and n choices of each are requests that run together.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from uuid import uuid4
+
+from pdray.core.errors import InvalidRequestError, ModelNotFoundError
+from pdray.core.placement import ServingLimits
+from pdray.core.request import Request, SamplingParams
+from pdray.frontend.frontend import check_fits
+from pdray.frontend.text import Tokenizer
+from pdray.frontend.text_stream import TextDelta, TokenSource, stream_text
+from pdray.serve.answers import Answer, ChatAnswer, Heading, TextAnswer, Transcript
+from pdray.serve.choices import read_together
+from pdray.serve.openai_api import (
+    DEFAULT_COMPLETION_TOKENS,
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+)
+from pdray.serve.openai_responses import Chunk, Response, Usage
+
+MAX_CHOICES = 256
+"""Prompts times n, of one call."""
+
+SEED_BITS = 63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One API call, ready to run: a request for each choice. Runs once."""
+
+    requests: tuple[Request, ...]
+    num_prompt_tokens: int
+    stop: tuple[str, ...]
+    answer: Answer
+    has_usage_chunk: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Chunks that are ready together, and leave in one write."""
+
+    chunks: tuple[Chunk, ...]
+    is_last: bool
+
+
+class CompletionService:
+    """One model's completions and chats over one source of tokens."""
+
+    def __init__(
+        self,
+        source: TokenSource,
+        tokenizer: Tokenizer,
+        *,
+        model_name: str,
+        limits: Callable[[], Awaitable[ServingLimits]],
+    ) -> None:
+        self.model_name = model_name
+        self.limits = limits
+        self._source = source
+        self._tokenizer = tokenizer
+
+    async def prepare(self, body: GenerationBody) -> Job:
+        """Tokenizes. Raises InvalidRequestError, ModelNotFoundError, UnavailableError."""
+        if body.model != self.model_name:
+            raise ModelNotFoundError(
+                f"model = {body.model!r} is not served here; accepted: {self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        prompts = await self._prompts(body)
+        self._check_token_ids(prompts, "messages" if isinstance(body, ChatBody) else "prompt")
+        if len(prompts) * body.n > MAX_CHOICES:
+            raise InvalidRequestError(
+                f"n = {body.n} choices of {len(prompts)} prompts; accepted: up to {MAX_CHOICES} "
+                "choices in all",
+                param="n",
+            )
+        limits = await self.limits()
+        job_id = f"{'chatcmpl' if isinstance(body, ChatBody) else 'cmpl'}-{uuid4().hex}"
+        requests = tuple(
+            Request(
+                request_id=f"{job_id}-{index * body.n + choice}",
+                prompt_token_ids=prompt,
+                output_token_ids=(),
+                sampling=sampling_params(body, choice, len(prompt), limits),
+            )
+            for index, prompt in enumerate(prompts)
+            for choice in range(body.n)
+        )
+        for request in requests:
+            check_fits_body(request, limits, body)
+        return Job(
+            requests=requests,
+            num_prompt_tokens=sum(map(len, prompts)),
+            stop=body.stop_strings,
+            answer=self._answer(body, job_id, prompts),
+            has_usage_chunk=body.has_usage_chunk,
+        )
+
+    async def complete(self, job: Job) -> Response:
+        """The whole answer. Cancelled, it cancels its requests. Raises what the source does."""
+        transcripts = [Transcript() for _ in job.requests]
+        async with aclosing(self._read(job)) as bundles:
+            async for bundle in bundles:
+                for index, delta in bundle:
+                    transcripts[index].add(delta)
+        num_tokens = sum(transcript.num_tokens for transcript in transcripts)
+        return job.answer.whole(transcripts, Usage.of(job.num_prompt_tokens, num_tokens))
+
+    async def stream(self, job: Job) -> AsyncGenerator[Bundle, None]:
+        """Closing it cancels the requests. Raises what the source does."""
+        num_tokens, num_open = 0, len(job.requests)
+        async with aclosing(self._read(job)) as bundles:
+            async for bundle in bundles:
+                chunks: list[Chunk] = []
+                for index, delta in bundle:
+                    chunks += job.answer.chunks(index, delta)
+                    num_tokens += delta.num_tokens
+                    num_open -= delta.finish_reason is not None
+                if num_open == 0 and job.has_usage_chunk:
+                    usage = Usage.of(job.num_prompt_tokens, num_tokens)
+                    chunks.append(job.answer.usage_chunk(usage))
+                if chunks:
+                    yield Bundle(chunks=tuple(chunks), is_last=num_open == 0)
+
+    def _read(self, job: Job) -> AsyncGenerator[list[tuple[int, TextDelta]], None]:
+        return read_together(
+            [
+                stream_text(self._source, self._tokenizer, request, job.stop)
+                for request in job.requests
+            ]
+        )
+
+    async def _prompts(self, body: GenerationBody) -> list[tuple[int, ...]]:
+        if isinstance(body, ChatBody):
+            messages = [message.as_template_takes_it() for message in body.messages]
+            return [tuple(await self._tokenizer.chat(messages))]
+        return [
+            tuple(await self._tokenizer.encode(each) if isinstance(each, str) else each)
+            for each in body.prompts
+        ]
+
+    def _check_token_ids(self, prompts: list[tuple[int, ...]], param: str) -> None:
+        """Raises InvalidRequestError for a token that the model cannot look up."""
+        largest = max(max(prompt, default=0) for prompt in prompts)
+        if largest >= self._tokenizer.vocab_size:
+            raise InvalidRequestError(
+                f"{param} has the token id {largest}; accepted: 0 to "
+                f"{self._tokenizer.vocab_size - 1}, the model's vocabulary",
+                param=param,
+            )
+
+    def _answer(self, body: GenerationBody, job_id: str, prompts: list[tuple[int, ...]]) -> Answer:
+        heading = Heading(
+            id=job_id,
+            created=int(time.time()),
+            model=self.model_name,
+            has_usage_chunk=body.has_usage_chunk,
+        )
+        if isinstance(body, ChatBody):
+            return ChatAnswer(heading)
+        return TextAnswer(heading, self._echoes(body, prompts))
+
+    def _echoes(self, body: CompletionBody, prompts: list[tuple[int, ...]]) -> list[str]:
+        if not body.echo:
+            return [""] * len(prompts) * body.n
+        texts = [
+            given if isinstance(given, str) else self._tokenizer.decode(token_ids)
+            for given, token_ids in zip(body.prompts, prompts, strict=True)
+        ]
+        return [text for text in texts for _ in range(body.n)]
+
+
+def check_fits_body(request: Request, limits: ServingLimits, body: GenerationBody) -> None:
+    """As the frontend does, but all requests before any runs, and with the body's own words."""
+    try:
+        check_fits(request, limits)
+    except InvalidRequestError as error:
+        names = {"prompt": "messages"} if isinstance(body, ChatBody) else {}
+        if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+            names["max_tokens"] = "max_completion_tokens"
+        param = names.get(error.param or "", error.param)
+        raise InvalidRequestError(str(error), param=param, code=error.code) from None
+
+
+def sampling_params(
+    body: GenerationBody, choice: int, num_prompt_tokens: int, limits: ServingLimits
+) -> SamplingParams:
+    """The sampling of one choice: each draws its own noise, given a seed or not."""
+    seed = random.getrandbits(SEED_BITS) if body.seed is None else body.seed + choice
+    return SamplingParams(
+        max_tokens=max_tokens_of(body, num_prompt_tokens, limits),
+        temperature=body.temperature,
+        top_k=body.top_k if body.top_k > 0 else None,
+        top_p=body.top_p,
+        seed=seed % 2**SEED_BITS,
+        stop_token_ids=tuple(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+    )
+
+
+def max_tokens_of(body: GenerationBody, num_prompt_tokens: int, limits: ServingLimits) -> int:
+    """What was asked for; by default all that is left for a chat, OpenAI's 16 for a completion.
+
+    At least one: that a prompt leaves no room at all is refused where requests are placed.
+    """
+    left = min(limits.max_model_len, limits.max_sequence_tokens) - num_prompt_tokens
+    if isinstance(body, ChatBody):
+        return body.max_completion_tokens or body.max_tokens or max(left, 1)
+    return body.max_tokens or max(min(left, DEFAULT_COMPLETION_TOKENS), 1)

@@ -1,0 +1,189 @@
+"""The HTTP routes over any frontend. Knows no Ray."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pdray.core.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    PdrayError,
+    UnavailableError,
+)
+from pdray.serve.completion import CompletionService
+from pdray.serve.error_bodies import error_body
+from pdray.serve.openai_api import GenerationBody, parse_chat, parse_completion
+from pdray.serve.openai_responses import ModelCard, ModelList, Sent
+from pdray.serve.request_checks import shown
+from pdray.serve.stream import JsonAnswer, SseAnswer, error_response, json_response
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 32 * 2**20
+RETRY_AFTER_S = 1.0
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngressState:
+    """What the routes work on. ``missing`` says why no request can be placed, None where one
+    can; ``metrics_text`` gives the exposition of the whole application.
+
+    Past ``max_ongoing_requests`` calls in flight, further ones get a 429.
+    """
+
+    service: CompletionService
+    missing: Callable[[], Awaitable[str | None]]
+    metrics_text: Callable[[], Awaitable[bytes]]
+    max_ongoing_requests: int
+    write_timeout_s: float = 30.0
+
+
+class Health(Sent, frozen=True, kw_only=True):
+    """``missing`` says why no request can be placed now."""
+
+    status: str
+    missing: str | None
+
+
+def make_api(state: IngressState) -> FastAPI:
+    """The application, with every error in OpenAI's shape."""
+    api = FastAPI(title="pdray", openapi_url=None)
+    api.add_middleware(OngoingLimit, max_ongoing_requests=state.max_ongoing_requests)
+    add_error_handlers(api)
+    add_generation_routes(api, state)
+    add_model_routes(api, state)
+    add_operation_routes(api, state)
+    return api
+
+
+def add_generation_routes(api: FastAPI, state: IngressState) -> None:
+    async def answer(parse: Callable[[object], GenerationBody], request: Request) -> Response:
+        body = parse(await read_json(request))
+        job = await state.service.prepare(body)
+        if body.stream:
+            bundles = state.service.stream(job)
+            return SseAnswer(bundles, write_timeout_s=state.write_timeout_s)
+        return JsonAnswer(lambda: state.service.complete(job))
+
+    @api.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await answer(parse_completion, request)
+
+    @api.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await answer(parse_chat, request)
+
+
+def add_model_routes(api: FastAPI, state: IngressState) -> None:
+    name = state.service.model_name
+    created = int(time.time())
+
+    async def card() -> ModelCard:
+        try:
+            limits = await state.service.limits()
+        except UnavailableError:
+            return ModelCard(id=name, created=created)
+        return ModelCard(id=name, created=created, max_model_len=limits.max_model_len)
+
+    @api.get("/v1/models")
+    async def models() -> Response:
+        return json_response(ModelList(data=(await card(),)))
+
+    @api.get("/v1/models/{model:path}")
+    async def model_of_name(model: str) -> Response:
+        if model != name:
+            raise ModelNotFoundError(
+                f"model = {model!r} is not served here; accepted: {name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        return json_response(await card())
+
+
+def add_operation_routes(api: FastAPI, state: IngressState) -> None:
+    @api.get("/health")
+    async def health() -> Response:
+        missing = await state.missing()
+        if missing is not None:
+            return json_response(Health(status="unavailable", missing=missing), 503)
+        return json_response(Health(status="ok", missing=None))
+
+    @api.get("/metrics")
+    async def metrics() -> Response:
+        return Response(await state.metrics_text(), headers={"content-type": METRICS_TYPE})
+
+
+def add_error_handlers(api: FastAPI) -> None:
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, PdrayError)
+        return error_response(error)
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        response = json_response(error_body(message, "invalid_request_error"), error.status_code)
+        response.headers.update(error.headers or {})
+        return response
+
+    async def bug(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        body = error_body("internal error: the server's log has it", "server_error")
+        return json_response(body, 500)
+
+    api.add_exception_handler(PdrayError, ours)
+    api.add_exception_handler(HTTPException, of_http)
+    api.add_exception_handler(Exception, bug)
+
+
+async def read_json(request: Request) -> object:
+    """The decoded body; raises InvalidRequestError, or HTTPException for a too large one."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes")
+    try:
+        data: object = msgspec.json.decode(bytes(body))
+    except msgspec.DecodeError as error:
+        text = bytes(body[:200]).decode(errors="replace")
+        raise InvalidRequestError(
+            f"the body is {shown(text)}; accepted: a JSON object ({error})"
+        ) from None
+    return data
+
+
+class OngoingLimit:
+    """Refuses calls that would be one too many, in OpenAI's words; reads are never refused."""
+
+    def __init__(self, app: ASGIApp, max_ongoing_requests: int) -> None:
+        self._app = app
+        self._max_ongoing = max_ongoing_requests
+        self._num_ongoing = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if self._num_ongoing >= self._max_ongoing:
+            error = OverloadedError(
+                f"{self._num_ongoing} requests are in flight here, as many as are allowed",
+                retry_after_s=RETRY_AFTER_S,
+            )
+            await error_response(error)(scope, receive, send)
+            return
+        self._num_ongoing += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._num_ongoing -= 1

@@ -1,0 +1,128 @@
+"""OpenAI's responses, chunks and error bodies, as they are sent.
+
+msgspec structs, as a chunk is made and encoded for every token. OpenAI's words (prompt_tokens,
+completion_tokens) live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class Sent(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all that is sent. Fields that are UNSET do not appear."""
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+
+class Usage(Sent, frozen=True, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, num_prompt_tokens: int, num_output_tokens: int) -> Usage:
+        return cls(
+            prompt_tokens=num_prompt_tokens,
+            completion_tokens=num_output_tokens,
+            total_tokens=num_prompt_tokens + num_output_tokens,
+        )
+
+
+class TextChoice(Sent, frozen=True, kw_only=True):
+    """A choice of a completion, whole or a chunk of it."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: str | None
+
+
+class Completion(Sent, frozen=True, kw_only=True):
+    """A completion, or a chunk of its stream: the two look the same.
+
+    ``usage`` is null in the chunks before the one with the usage, and absent where that one was
+    not asked for.
+    """
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: tuple[TextChoice, ...]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class Message(Sent, frozen=True, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Sent, frozen=True, kw_only=True):
+    index: int
+    message: Message
+    logprobs: None = None
+    finish_reason: str | None
+
+
+class ChatCompletion(Sent, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: tuple[ChatChoice, ...]
+    usage: Usage
+
+
+class Delta(Sent, frozen=True, kw_only=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(Sent, frozen=True, kw_only=True):
+    index: int
+    delta: Delta
+    logprobs: None = None
+    finish_reason: str | None
+
+
+class ChatChunk(Sent, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: tuple[ChatChunkChoice, ...]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class Error(Sent, frozen=True, kw_only=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(Sent, frozen=True, kw_only=True):
+    error: Error
+
+
+class ModelCard(Sent, frozen=True, kw_only=True):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["pdray"] = "pdray"
+    max_model_len: int | UnsetType = UNSET
+
+
+class ModelList(Sent, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: tuple[ModelCard, ...]
+
+
+Chunk = Completion | ChatChunk
+Response = Completion | ChatCompletion

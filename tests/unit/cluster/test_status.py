@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from pdray.cluster.messages import ControllerStatus, WorkerStatus
+from pdray.cluster.telemetry import controller_text
+from pdray.core.snapshot import Role, WorkerState
+
+READY = WorkerStatus(
+    pool="decode",
+    index=0,
+    role=Role.DECODE,
+    node_group="laptop",
+    state=WorkerState.READY,
+    worker_id=None,
+    progress="ready",
+    num_failures=0,
+    last_failure=None,
+    is_hopeless=False,
+)
+STARTING = replace(
+    READY, index=1, state=WorkerState.STARTING, progress="loading", last_failure="no memory"
+)
+
+
+def status_of(*workers: WorkerStatus) -> ControllerStatus:
+    return ControllerStatus(
+        application="app",
+        generation="g",
+        is_retired=False,
+        workers=workers,
+        frontend_ids=(),
+        num_queued=3,
+        num_in_flight=5,
+        max_in_flight=8,
+        limits=None,
+    )
+
+
+def test_an_application_is_ready_when_every_place_is() -> None:
+    assert status_of(READY, READY).is_ready
+    assert status_of(READY, READY).missing == ""
+    assert not status_of(READY, STARTING).is_ready
+
+
+def test_what_is_missing_says_which_worker_and_why() -> None:
+    missing = status_of(READY, STARTING).missing
+    assert missing == "decode worker 1 (loading; failed before: no memory)"
+
+
+def test_a_hopeless_place_is_found() -> None:
+    hopeless = replace(STARTING, is_hopeless=True)
+    assert status_of(READY, STARTING).hopeless is None
+    assert status_of(READY, hopeless).hopeless is hopeless
+
+
+def test_the_controllers_gauges_are_a_valid_exposition() -> None:
+    text = controller_text(status_of(READY, STARTING, STARTING)).decode()
+    samples = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples == {
+        ("pdray_num_requests_queued", ()): 3,
+        ("pdray_num_requests_placed", ()): 5,
+        ("pdray_max_requests_placed", ()): 8,
+        ("pdray_num_workers", ("decode", "ready")): 1,
+        ("pdray_num_workers", ("decode", "starting")): 2,
+    }
