@@ -132,10 +132,10 @@ class ControlPlane:
 
     def tick(self, now: float) -> None:
         """What time alone brings about; a few times a second."""
+        self._fleet.mark_stale(now, self._config.stale_after_s)
         for frontend_id, record in list(self._frontends.items()):
             if now - record.seen_at > self._config.frontend_timeout_s:
                 self.frontend_gone(frontend_id, now)
-        self._fleet.mark_stale(now, self._config.stale_after_s)
         self._place_queued(now)
         queued_before = now - self._config.queue_timeout_s
         self._decisions += self._router.time_out(queued_before, now)

@@ -55,8 +55,8 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingLimits:
-    """The longest sequence (prompt and output tokens) that the live workers take:
-    by the model's length, and by the KV memory of the smallest worker that must hold it."""
+    """The longest sequence (prompt and output tokens) that some pair of live workers takes: by
+    the model's length, and by the KV memory of the decode worker."""
 
     max_model_len: int
     max_sequence_tokens: int

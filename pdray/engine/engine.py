@@ -175,7 +175,8 @@ class Engine:
                 self._when_not_in_step(seq, self._scheduler.release)
 
     def release(self, seq: Sequence) -> None:
-        """Gives all its blocks back; a sequence in a queue ends. A second call does nothing."""
+        """Gives all its blocks back; a sequence in a queue ends, one that was never added may
+        allocate or reserve again. A second call does nothing."""
         with self._changed:
             assert not seq.is_quarantined, f"{seq.request_id} is in quarantine"
             self._when_not_in_step(seq, self._scheduler.remove)

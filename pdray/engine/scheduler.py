@@ -151,7 +151,8 @@ class Scheduler:
         stock = self._pool.allocate(self._num_missing(seq, num_tokens))
         if stock is None:
             return False
-        seq.stock += stock
+        # Stock is used from its end: ascending ids make runs that a reader can join.
+        seq.stock += reversed(stock)
         seq.allocated_tokens = max(seq.allocated_tokens, num_tokens)
         return True
 
@@ -194,8 +195,11 @@ class Scheduler:
         return None
 
     def remove(self, seq: Sequence) -> None:
-        """Out of every queue; its blocks stay with it. Does nothing to one that has ended."""
+        """Out of every queue, for good; its blocks stay with it. Does nothing to one that has
+        ended, or was never added."""
         match seq.state:
+            case SequenceState.NEW:
+                return
             case SequenceState.WAITING:
                 self._waiting.remove(seq)
             case SequenceState.READY:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
 
+from pdray.serve.ending import end_tasks
+
 T = TypeVar("T")
 
 
@@ -38,8 +40,8 @@ async def read_together(
             for index, _item in bundle:
                 reads[asyncio.ensure_future(anext(streams[index]))] = index
     finally:
-        for read in reads:
-            read.cancel()
-        await asyncio.gather(*reads, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()
+        try:
+            await end_tasks(reads)
+        finally:
+            for stream in streams:
+                await stream.aclose()

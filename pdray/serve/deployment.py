@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.exceptions import RayServeException
 
-from pdray.cluster.launch import down, up
+from pdray.cluster.launch import down, in_use, up
 from pdray.config import PdrayConfig
 from pdray.core.errors import UnavailableError
 
@@ -52,18 +52,21 @@ class Deployment:
         progress(f"starting {num_workers} workers: each loads the model")
         up(config, progress)
         progress("starting the ingress on Ray Serve")
+        with in_use(config):
+            self._deploy(application)
+        _wait_for_http(config)
+
+    def _deploy(self, application: serve.Application) -> None:
+        config = self._config.serve
         self._started_serve = not _serve_runs()
         serve.start(
-            http_options={"host": config.serve.host, "port": config.serve.port},
+            http_options={"host": config.host, "port": config.port},
             controller_options=_CONTROLLER_OPTIONS,
         )
         try:
-            serve.run(
-                application, name=config.serve.application, route_prefix=config.serve.route_prefix
-            )
+            serve.run(application, name=config.application, route_prefix=config.route_prefix)
         except (RuntimeError, RayServeException) as error:
             raise UnavailableError(f"Ray Serve could not deploy: {error}") from error
-        _wait_for_http(config)
 
     def stop(self) -> None:
         """Deletes the application and its actors, and waits until they are gone. Serve ends where

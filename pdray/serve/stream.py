@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from pdray.core.errors import PdrayError
 from pdray.serve.completion import Bundle
+from pdray.serve.ending import end_tasks
 from pdray.serve.error_bodies import failure_of
 from pdray.serve.openai_responses import Sent
 
@@ -115,9 +116,7 @@ async def run_until_disconnect(receive: Receive, work: Coroutine[None, None, Non
         if running.done():
             running.result()
     finally:
-        for task in (running, watching):
-            task.cancel()
-        await asyncio.gather(running, watching, return_exceptions=True)
+        await end_tasks((running, watching))
 
 
 async def disconnected(receive: Receive) -> None:

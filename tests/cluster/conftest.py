@@ -49,21 +49,26 @@ def make_config(local_ray: None, tiny_model_path: Path) -> Iterator[MakeConfig]:
     made: dict[str, PdrayConfig] = {}
 
     def make(application: str = "app", **changes: object) -> PdrayConfig:
-        engine = {"kv_cache_bytes": "4MiB", "num_threads": 1, "max_model_len": 1024}
-        pool = {"node_groups": ["laptop"], "engine": engine}
-        data: dict[str, object] = {
-            "model": str(tiny_model_path),
-            "node_groups": {"laptop": {}},
-            "pools": {"prefill": pool | {"role": "prefill"}, "decode": pool | {"role": "decode"}},
-            "controller": {"worker_lease_s": 10.0, "unused_exit_s": 10.0},
-            "serve": {"application": application},
-        }
-        made[application] = parse_config(data | changes)
+        made[application] = config_of(tiny_model_path, application, **changes)
         return made[application]
 
     yield make
     for config in made.values():
         down(config)
+
+
+def config_of(model_path: Path, application: str, **changes: object) -> PdrayConfig:
+    """One prefill and one decode worker, with ``changes`` of whole sections."""
+    engine = {"kv_cache_bytes": "4MiB", "num_threads": 1, "max_model_len": 1024}
+    pool = {"node_groups": ["laptop"], "engine": engine}
+    data: dict[str, object] = {
+        "model": str(model_path),
+        "node_groups": {"laptop": {}},
+        "pools": {"prefill": pool | {"role": "prefill"}, "decode": pool | {"role": "decode"}},
+        "controller": {"worker_lease_s": 10.0, "unused_exit_s": 10.0},
+        "serve": {"application": application},
+    }
+    return parse_config(data | changes)
 
 
 class ClusterFrontend:

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from pdray.cluster.launch import up
+from pdray.cluster.launch import down, up
 from pdray.cluster.names import controller_name
 from pdray.config import PdrayConfig
 from pdray.core.placement import Placement, PlacementAsk, Queued, Refusal
-from tests.cluster.conftest import ClusterFrontend, MakeConfig, kill
+from tests.cluster.conftest import ClusterFrontend, config_of, kill
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.fixture
-async def config(make_config: MakeConfig) -> PdrayConfig:
-    """Two requests may be in flight, and two may queue."""
+@pytest.fixture(scope="module")
+def config(local_ray: None, tiny_model_path: Path) -> Iterator[PdrayConfig]:
+    """A running application where two requests may be in flight, and two may queue."""
     engine = {"kv_cache_bytes": "4MiB", "num_threads": 1, "max_model_len": 1024}
     engine |= {"max_batch_size": 1}
     pool = {"node_groups": ["laptop"], "engine": engine}
-    config = make_config(
+    config = config_of(
+        tiny_model_path,
+        "client",
         pools={"prefill": pool | {"role": "prefill"}, "decode": pool | {"role": "decode"}},
         controller={"max_queued_requests": 2, "unused_exit_s": 10.0},
     )
-    await asyncio.to_thread(up, config)
-    return config
+    up(config)
+    yield config
+    down(config)
 
 
 def asks(*request_ids: str) -> list[PlacementAsk]:
@@ -47,7 +51,7 @@ async def test_the_queue_is_bounded_kept_in_order_and_outlives_its_controller(
         assert kinds(answers) == [Placement, Placement, Queued, Queued, Refusal]
         waits = [asyncio.create_task(client.wait(request_id)) for request_id in ("c", "d")]
 
-        kill(controller_name("app", config.generation))
+        kill(controller_name("client", config.generation))
         await frontend.until(lambda s: s.is_ready and (s.num_in_flight, s.num_queued) == (2, 2))
         assert not any(wait.done() for wait in waits)
 

@@ -211,6 +211,17 @@ class TestBlocks:
         engine.release(first)
         assert is_empty(engine)
 
+    def test_a_refused_offer_is_made_again(self, engine: Engine) -> None:
+        lent = sequence_of(request_of(prompt_of(50)), is_lent=True)
+        assert engine.allocate(lent, 50)
+        engine.release(lent)
+        assert is_empty(engine)
+        assert engine.allocate(lent, 50)
+        engine.add(lent)
+        assert last_output(engine).token_ids
+        engine.release(lent)
+        assert is_empty(engine)
+
     def test_a_reservation_has_room_for_its_margin(self, make_engine: MakeEngine) -> None:
         engine = make_engine()
         taken = sequence_of(request_of(prompt_of(100), sampling_params(max_tokens=40)))

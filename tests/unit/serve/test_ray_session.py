@@ -49,5 +49,5 @@ def test_parts_of_a_cpu_are_rounded_up() -> None:
 def test_a_transport_that_stays_in_one_process_is_refused_before_ray_starts() -> None:
     data = config_of(replicas=1, cpus=1).model_dump(mode="json")
     config = parse_config(data | {"transfer": {"transport": "loopback"}})
-    with pytest.raises(ConfigError, match="loopback.*accepted: nixl"):
+    with pytest.raises(ConfigError, match=r"loopback.*accepted: nixl"):
         open_ray(config, None, print)

@@ -1,0 +1,130 @@
+"""``pdray batch`` as a user runs it: alone, interrupted and run again, and as a Ray job."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 200.0
+NUM_LINES = 40
+
+JOB_SCRIPT = """
+import subprocess, sys, ray
+context = ray.init(
+    address="local", num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False,
+    object_store_memory=128 * 2**20, _temp_dir=sys.argv[1],
+)
+command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
+command += ["--address", f"http://{context.dashboard_url}", "--working-dir", sys.argv[2], "--"]
+code = subprocess.run([*command, *sys.argv[3:]]).returncode
+from ray.util import list_named_actors
+print("left:", [actor["name"] for actor in list_named_actors(all_namespaces=True)])
+ray.shutdown()
+sys.exit(code)
+"""
+
+
+class Batch:
+    """A batch of short requests for a tiny model."""
+
+    def __init__(self, folder: Path, model_path: Path, max_tokens: int) -> None:
+        self.config = folder / "tiny.yaml"
+        self.input = folder / "in.jsonl"
+        self.output = folder / "out.jsonl"
+        engine = {"kv_cache_bytes": "16MiB", "max_model_len": 1024, "num_threads": 1}
+        data = {
+            "model": str(model_path),
+            "served_model_name": "tiny",
+            "node_groups": {"here": {}},
+            "pools": {
+                role: {"role": role, "node_groups": ["here"], "engine": engine}
+                for role in ("prefill", "decode")
+            },
+        }
+        self.config.write_text(yaml.safe_dump(data))
+        body = {"model": "tiny", "prompt": "Hi", "max_tokens": max_tokens, "ignore_eos": True}
+        lines = [
+            {"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body}
+            for i in range(NUM_LINES)
+        ]
+        self.input.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    @property
+    def command(self) -> list[str]:
+        files = ["--input", str(self.input), "--output", str(self.output)]
+        return [sys.executable, "-m", "pdray", "batch", str(self.config), *files]
+
+    def answered(self) -> list[str]:
+        if not self.output.exists():
+            return []
+        lines = self.output.read_text().splitlines(keepends=True)
+        return [json.loads(line)["custom_id"] for line in lines if line.endswith("\n")]
+
+
+@pytest.fixture
+def make_batch(tmp_path: Path, tiny_model_path: Path):  # type: ignore[no-untyped-def]
+    return lambda max_tokens: Batch(tmp_path, tiny_model_path, max_tokens)
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+def test_an_interrupted_batch_goes_on_where_it_was(make_batch) -> None:  # type: ignore[no-untyped-def]
+    batch = make_batch(200)
+    command = [*batch.command, "--max-in-flight", "4"]
+    first = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(batch.answered()) < 5:
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    _, log = first.communicate(timeout=TIMEOUT_S)
+    assert first.returncode == 130, log
+    before = batch.answered()
+    assert 5 <= len(before) < NUM_LINES
+    second = run(batch.command)
+    assert second.returncode == 0, second.stderr
+    answered = batch.answered()
+    assert answered[: len(before)] == before
+    assert sorted(answered) == sorted(f"r{i}" for i in range(NUM_LINES))
+    assert f"{NUM_LINES - len(before)} answered, 0 failed, {len(before)} were there" in (
+        second.stderr
+    )
+
+
+def test_it_runs_unchanged_as_a_ray_job(make_batch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    batch = make_batch(8)
+    folder = tmp_path / "job"  # what the job is sent with
+    folder.mkdir()
+    ray_folder = Path(f"/tmp/pdray-job-{os.getpid()}")  # sockets in it: the path must be short
+    command = [sys.executable, "-c", JOB_SCRIPT, str(ray_folder), str(folder), *batch.command]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left: []" in done.stdout
+    assert sorted(batch.answered()) == sorted(f"r{i}" for i in range(NUM_LINES))
