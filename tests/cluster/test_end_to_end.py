@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ WORDS = [
 
 @dataclass(frozen=True, slots=True)
 class Demo:
+    """The server, and a client of the test's own event loop."""
+
     server: Served
     client: openai.AsyncOpenAI
 
@@ -57,15 +59,21 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def demo(demo_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+def server(demo_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     config = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     config["serve"]["port"] = free_port()
     path = tmp_path_factory.mktemp("demo") / "demo.yaml"
     path.write_text(yaml.safe_dump(config))
     with served(path) as server:
         server.ready_line()
-        base_url = f"http://127.0.0.1:{server.port}/v1"
-        yield Demo(server, openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0))
+        yield server
+
+
+@pytest.fixture
+async def demo(server: Served) -> AsyncIterator[Demo]:
+    base_url = f"http://127.0.0.1:{server.port}/v1"
+    async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+        yield Demo(server, client)
 
 
 def prompt_of(num_words: int, seed: int) -> str:
