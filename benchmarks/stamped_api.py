@@ -109,9 +109,10 @@ def save_stamp_tokenizer(folder: Path) -> None:
     """A tokenizer whose token i is the text of i in four digits."""
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers import decoders, models
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     vocabulary = {f"{number:0{TOKEN_DIGITS}}": number for number in range(10**TOKEN_DIGITS)}
     tokenizer = RustTokenizer(models.WordLevel(vocab=vocabulary, unk_token="0000"))
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    LlamaConfig(vocab_size=len(vocabulary)).save_pretrained(folder)

@@ -228,6 +228,7 @@ class Frontend:
         if live.stream.is_cut:
             # The reader that should cancel is the one that does not come back for more.
             self._cancel(live)
+            self._controller.finished([chunk.request_id])
 
     def _on_lost(self, connection: Connection) -> None:
         peer_id = connection.peer_id

@@ -195,7 +195,12 @@ class Prefilling:
         prompt.retry_at = self._clock.now() + RETRY_S
         self._waiting.insert(0, prompt)
         self._waiting.sort(key=lambda each: each.number)
-        asyncio.get_running_loop().call_later(RETRY_S, self.pump)
+        asyncio.get_running_loop().call_later(RETRY_S, self._retry, prompt)
+        self.pump()
+
+    def _retry(self, prompt: Prompt) -> None:
+        # Not left to the clock: a timer may fire a little early, and there is no other.
+        prompt.retry_at = 0.0
         self.pump()
 
     async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> str | None:

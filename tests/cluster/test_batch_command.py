@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,18 +22,24 @@ TIMEOUT_S = 200.0
 NUM_LINES = 40
 
 JOB_SCRIPT = """
-import subprocess, sys, ray
+import subprocess, sys, time, ray
+from ray.util import list_named_actors
 context = ray.init(
     address="local", num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False,
     object_store_memory=128 * 2**20, _temp_dir=sys.argv[1],
 )
 command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
-command += ["--address", f"http://{context.dashboard_url}", "--working-dir", sys.argv[2], "--"]
-code = subprocess.run([*command, *sys.argv[3:]]).returncode
-from ray.util import list_named_actors
-print("left:", [actor["name"] for actor in list_named_actors(all_namespaces=True)])
+command += ["--address", f"http://{context.dashboard_url}", "--", *sys.argv[2:]]
+while True:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "No available agent" not in done.stderr:  # it starts after Ray itself
+        break
+    time.sleep(1.0)
+print(done.stdout, done.stderr)
+actors = list_named_actors(all_namespaces=True)
+print("left:", [actor["name"] for actor in actors if actor["namespace"] == "pdray"])
 ray.shutdown()
-sys.exit(code)
+sys.exit(done.returncode)
 """
 
 
@@ -72,8 +80,11 @@ class Batch:
         return [json.loads(line)["custom_id"] for line in lines if line.endswith("\n")]
 
 
+MakeBatch = Callable[[int], Batch]
+
+
 @pytest.fixture
-def make_batch(tmp_path: Path, tiny_model_path: Path):  # type: ignore[no-untyped-def]
+def make_batch(tmp_path: Path, tiny_model_path: Path) -> MakeBatch:
     return lambda max_tokens: Batch(tmp_path, tiny_model_path, max_tokens)
 
 
@@ -83,7 +94,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_interrupted_batch_goes_on_where_it_was(make_batch) -> None:  # type: ignore[no-untyped-def]
+def test_an_interrupted_batch_goes_on_where_it_was(make_batch: MakeBatch) -> None:
     batch = make_batch(200)
     command = [*batch.command, "--max-in-flight", "4"]
     first = subprocess.Popen(
@@ -109,12 +120,10 @@ def test_an_interrupted_batch_goes_on_where_it_was(make_batch) -> None:  # type:
     )
 
 
-def test_it_runs_unchanged_as_a_ray_job(make_batch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_it_runs_unchanged_as_a_ray_job(make_batch: MakeBatch) -> None:
     batch = make_batch(8)
-    folder = tmp_path / "job"  # what the job is sent with
-    folder.mkdir()
     ray_folder = Path(f"/tmp/pdray-job-{os.getpid()}")  # sockets in it: the path must be short
-    command = [sys.executable, "-c", JOB_SCRIPT, str(ray_folder), str(folder), *batch.command]
+    command = [sys.executable, "-c", JOB_SCRIPT, str(ray_folder), *batch.command]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command,
@@ -125,6 +134,7 @@ def test_it_runs_unchanged_as_a_ray_job(make_batch, tmp_path: Path) -> None:  # 
         timeout=TIMEOUT_S,
         check=False,
     )
+    shutil.rmtree(ray_folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left: []" in done.stdout
     assert sorted(batch.answered()) == sorted(f"r{i}" for i in range(NUM_LINES))
