@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +17,7 @@ import yaml
 
 from pdray.frontend.text import Tokenizer
 from tests.equivalence.reference import NEAR_TIE, Reference, ReferenceTokens
+from tests.readme import commands_with
 from tests.served import ROOT, Served, free_port, served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -180,3 +182,19 @@ async def test_errors_are_openais(demo: Demo) -> None:
         await demo.client.completions.create(model=MODEL, prompt="a", max_tokens=-1)
     with pytest.raises(openai.BadRequestError, match="prompt"):
         await demo.client.completions.create(model=MODEL, prompt=[])
+
+
+async def test_the_readmes_requests_are_answered(demo: Demo) -> None:
+    complete, metrics = commands_with("curl")
+    outputs = []
+    for command in (complete, metrics):
+        shell = await asyncio.create_subprocess_shell(
+            command.replace("127.0.0.1:8000", f"127.0.0.1:{demo.server.port}"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        output, _ = await shell.communicate()
+        outputs.append(output.decode())
+    answer = json.loads(outputs[0])
+    assert answer["choices"][0]["text"].startswith(" the capital of the country of France.")
+    assert re.search(r'pdray_kv_transfer_bytes_total\{.*transport="nixl".*\} \d', outputs[1])
