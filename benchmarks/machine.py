@@ -29,7 +29,7 @@ def describe_machine() -> Machine:
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         num_cores=len(os.sched_getaffinity(0)),
         memory_gib=round(memory_bytes / 2**30, 1),
         python=platform.python_version(),
@@ -37,7 +37,7 @@ def describe_machine() -> Machine:
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()

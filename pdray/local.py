@@ -99,7 +99,7 @@ class LocalCluster:
             build_worker(worker_config)
             for worker_config in local_worker_configs(config, model_path)
         ]
-        self._observer: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def workers_of(self, pool: str) -> list[Worker]:
         return [worker for worker in self.workers if worker.config.pool == pool]
@@ -108,7 +108,8 @@ class LocalCluster:
         now = WallClock().now()
         for worker in self.workers:
             self.plane.worker_joined(await worker.start(), now)
-        self._observer = asyncio.get_running_loop().create_task(self._observe())
+            self._tasks.append(asyncio.create_task(self._watch(worker)))
+        self._tasks.append(asyncio.create_task(self._observe()))
         return self
 
     async def __aexit__(
@@ -117,11 +118,17 @@ class LocalCluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._observer is not None:
-            self._observer.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.frontend.stop()
         for worker in self.workers:
             await worker.stop()
+
+    async def _watch(self, worker: Worker) -> None:
+        """A crashed worker leaves, and its requests fail, as where its process ends."""
+        await worker.crashed()
+        self.plane.worker_left(worker.config.worker_id, WallClock().now())
+        await worker.stop()
 
     async def _observe(self) -> None:
         while True:

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from pdray.core.clock import WallClock
 from pdray.core.errors import ConfigError, UnsupportedModelError
@@ -76,12 +76,15 @@ class WorkerActor:
 
     async def stop(self, reason: str) -> None:
         """Ends this process; what still runs is lost. Does not return: the actor dies."""
+        force_exit_after(_FORCE_EXIT_AFTER_S)
         self._progress = reason
         if self._worker is not None:
             try:
                 await asyncio.wait_for(self._worker.stop(), _STOP_TIMEOUT_S)
             except TimeoutError:
                 logger.warning("worker does not stop: worker_id=%s", self._spec.worker_id)
+            except Exception:  # it ends all the same
+                logger.exception("worker stops badly: worker_id=%s", self._spec.worker_id)
         if not self._ended.done():
             self._ended.set_result(reason)
         self._heartbeats.cancel()
@@ -147,8 +150,8 @@ class WorkerActor:
 
     def _end_myself(self, reason: str) -> None:
         logger.warning("worker ends: worker_id=%s reason=%s", self._spec.worker_id, reason)
-        self._me.stop.remote(reason)
         force_exit_after(_FORCE_EXIT_AFTER_S)
+        self._me.stop.remote(reason)
 
     async def _send_heartbeats(self) -> None:
         """Runs until the actor ends; each answered heartbeat renews the lease."""
@@ -161,7 +164,7 @@ class WorkerActor:
                     controller = await find_controller(name)
                 if controller is not None and await self._send_heartbeat(controller):
                     self._renewed_at = self._clock.now()
-            except (RayActorError, TimeoutError) as error:
+            except (RayError, TimeoutError) as error:
                 logger.info("no controller: worker_id=%s %s", spec.worker_id, type(error).__name__)
                 controller = None
             await asyncio.sleep(_HEARTBEAT_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,6 +27,7 @@ from pdray.metrics.exposition import merge_expositions
 from .controller import get_or_make_controller
 from .handles import ControllerHandle
 from .messages import ControllerStatus
+from .names import kill_actor
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ T = TypeVar("T")
 _RENEW_S = 1.0
 _RETRY_S = 0.1
 _GIVE_UP_AFTER_S = 60.0
+_HANGS_AFTER_S = 30.0
 _SCRAPE_TIMEOUT_S = 5.0
 
 
@@ -56,7 +59,7 @@ class RayControllerClient:
         self._clock = WallClock()
         self._handle: ControllerHandle | None = None
         self._making = asyncio.Lock()
-        self._is_retired = False
+        self._claimed_at = time.time()
         self._limits: ServingLimits | None = None
         self._has_limits = asyncio.Event()
         self._to_ask: dict[str, _Asked] = {}
@@ -88,7 +91,7 @@ class RayControllerClient:
                 await asyncio.wait_for(
                     self._handle.frontend_gone.remote(self._frontend_id), _SCRAPE_TIMEOUT_S
                 )
-            except (RayActorError, TimeoutError) as error:
+            except (RayError, TimeoutError) as error:
                 logger.info("no controller to say goodbye to: %s", type(error).__name__)
 
     async def place(self, asks: Sequence[PlacementAsk]) -> list[Placement | Queued | Refusal]:
@@ -104,8 +107,9 @@ class RayControllerClient:
 
     async def wait(self, request_id: str) -> Placement | Refusal:
         """The answer to a Queued request; a controller that does not know it is asked again."""
+        timeout_s = self._config.controller.queue_timeout_s + _GIVE_UP_AFTER_S
         while True:
-            answer = await self._call(lambda controller: controller.wait.remote(request_id))
+            answer = await self._call(lambda c: c.wait.remote(request_id), timeout_s)
             if answer is None:
                 ask = self._open.get(request_id)
                 if ask is None:
@@ -176,11 +180,13 @@ class RayControllerClient:
                 each.answer.set_result(answer)
 
     async def _report_finished(self, request_ids: list[str]) -> None:
-        """Not worth a retry: the next controller hears only of what is still in flight."""
-        handle = await self._controller()
+        """Not worth a retry: whoever takes the next call hears first what is still in flight."""
+        handle = None
         try:
-            await handle.finished.remote(self._frontend_id, request_ids)
-        except RayActorError:
+            handle = await self._controller()
+            await _answer(handle, lambda c: c.finished.remote(self._frontend_id, request_ids))
+        except RayError as error:
+            logger.info("ends were not reported: %s", type(error).__name__)
             self._forget(handle)
 
     def _note(self, answer: Placement | Refusal) -> None:
@@ -203,21 +209,28 @@ class RayControllerClient:
 
     async def _renew(self) -> None:
         text = self._own_text()
-        renewal = await self._call(lambda c: c.renew.remote(self._frontend_id, text))
-        self._is_retired = renewal.is_retired
+        renewal = await self._call(
+            lambda c: c.renew.remote(self._frontend_id, self._claimed_at, text)
+        )
         if renewal.limits is not None:
             self._limits = renewal.limits
             self._has_limits.set()
         if renewal.wants_resume:
             self._handle = None
 
-    async def _call(self, call: Callable[[ControllerHandle], Awaitable[T]]) -> T:
-        """Makes the call of this controller or, should that be dead, of the next."""
+    async def _call(
+        self,
+        call: Callable[[ControllerHandle], Awaitable[T]],
+        timeout_s: float = _HANGS_AFTER_S,
+    ) -> T:
+        """Makes the call of this controller or, should that be dead, of the next. Raises
+        UnavailableError, and nothing else that comes of Ray."""
         started_at = self._clock.now()
         while True:
-            handle = await self._controller()
+            handle = None
             try:
-                return await call(handle)
+                handle = await self._controller()
+                return await _answer(handle, call, timeout_s)
             except RayActorError as error:
                 self._forget(handle)
                 if self._clock.now() - started_at > _GIVE_UP_AFTER_S:
@@ -229,20 +242,17 @@ class RayControllerClient:
     async def _controller(self) -> ControllerHandle:
         """Nobody gets a controller before that knows what this frontend has in flight."""
         async with self._making:
-            while self._handle is None:
+            if self._handle is None:
                 handle = await asyncio.to_thread(
-                    get_or_make_controller, self._config, is_retired=self._is_retired
+                    get_or_make_controller, self._config, self._claimed_at
                 )
-                try:
-                    in_flight = list(self._in_flight.values())
-                    await handle.resume.remote(self._frontend_id, in_flight)
-                    self._handle = handle
-                except RayActorError:
-                    await asyncio.sleep(_RETRY_S)
+                in_flight = list(self._in_flight.values())
+                await _answer(handle, lambda c: c.resume.remote(self._frontend_id, in_flight))
+                self._handle = handle
             return self._handle
 
-    def _forget(self, handle: ControllerHandle) -> None:
-        if self._handle is handle:
+    def _forget(self, handle: ControllerHandle | None) -> None:
+        if handle is not None and self._handle is handle:
             logger.warning("the controller is gone: frontend_id=%s", self._frontend_id)
             self._handle = None
 
@@ -250,8 +260,21 @@ class RayControllerClient:
         while True:
             try:
                 await work()
-            except RayActorError:
-                logger.info("a call was lost with its controller")
             except Exception:  # this task must go on: requests wait for it
                 logger.exception("a call of the controller failed")
                 await asyncio.sleep(_RENEW_S)
+
+
+async def _answer(
+    handle: ControllerHandle,
+    call: Callable[[ControllerHandle], Awaitable[T]],
+    timeout_s: float = _HANGS_AFTER_S,
+) -> T:
+    """Raises RayActorError where the controller is dead. One that hangs is killed: it holds the
+    name that the next one needs."""
+    try:
+        return await asyncio.wait_for(call(handle), timeout_s)
+    except TimeoutError:
+        logger.warning("the controller has not answered for %g s, killed", timeout_s)
+        await kill_actor(handle)
+        return await call(handle)

@@ -23,7 +23,7 @@ from pdray.policy.placement import PLACEMENT
 
 from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle
-from .messages import ControllerStatus, Heartbeat, Renewal
+from .messages import Claim, ControllerStatus, Heartbeat, Renewal
 from .names import NAMESPACE, controller_name
 from .pool import WorkerPools
 from .takeover import Takeover
@@ -32,6 +32,7 @@ from .telemetry import controller_text, worker_texts
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.25
+_LOOK_S = 1.0
 _FORCE_EXIT_AFTER_S = 60.0
 _MAX_CONCURRENCY = 100_000
 
@@ -44,11 +45,13 @@ class _Wait:
 
 class ControllerActor:
     """Remade by whoever needs it, it finds its workers by their names and hears from every
-    frontend what that has in flight. A retired one makes no workers."""
+    frontend what that has in flight. A retired one makes no workers.
 
-    def __init__(self, config: PdrayConfig, is_retired: bool) -> None:
+    ``claimed_at``, here and below: when who calls it started, see ``Claim``."""
+
+    def __init__(self, config: PdrayConfig, claimed_at: float) -> None:
         self._config = config
-        self._is_retired = is_retired
+        self._claimed_at = claimed_at
         self._clock = WallClock()
         self._me = cast("ControllerHandle", ray.get_runtime_context().current_actor)
         limits = config.controller
@@ -63,11 +66,15 @@ class ControllerActor:
         self._frontend_texts: dict[str, bytes] = {}
         self._used_at = self._clock.now()
         self._is_ending = False
-        self._pools = WorkerPools(config, self, self._clock, may_make=not is_retired)
+        self._pools = WorkerPools(config, self, self._clock)
+        application = config.serve.application
+        own_name = controller_name(application, config.generation)
+        self._takeover = Takeover(application, own_name, self._own_claim, self._pools)
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._tick_forever())]
-        if not is_retired:
-            self._tasks.append(loop.create_task(self._take_over()))
+        self._tasks = [
+            loop.create_task(self._tick_forever()),
+            loop.create_task(self._look_forever()),
+        ]
 
     # For frontends
 
@@ -99,13 +106,13 @@ class ControllerActor:
         for request_id in request_ids:
             self._waits.pop(request_id, None)
 
-    async def renew(self, frontend_id: str, metrics_text: bytes) -> Renewal:
+    async def renew(self, frontend_id: str, claimed_at: float, metrics_text: bytes) -> Renewal:
         """Every second or so, from every frontend."""
+        self._claimed_at = max(self._claimed_at, claimed_at)
         now = self._used_at = self._clock.now()
         self._frontend_texts[frontend_id] = metrics_text
         return Renewal(
             wants_resume=not self._control.frontend_seen(frontend_id, now),
-            is_retired=self._is_retired,
             limits=self._control.limits(),
         )
 
@@ -131,26 +138,24 @@ class ControllerActor:
         slot = self._pools.find(heartbeat.pool, heartbeat.index)
         if slot is None or slot.is_over:
             return False
-        slot.progress = heartbeat.progress
+        slot.heard(heartbeat.progress)
         if heartbeat.snapshot is not None:
             self._control.snapshot(heartbeat.snapshot, self._clock.now())
             self._deliver()
         return True
 
-    # For launchers and newer generations
+    # For launchers and other generations
 
-    async def ping(self) -> None:
-        """Answers while it lives."""
-
-    async def hold(self) -> None:
+    async def hold(self, claimed_at: float) -> None:
         """Keeps an application that has no frontend yet from ending itself."""
+        self._claimed_at = max(self._claimed_at, claimed_at)
         self._used_at = self._clock.now()
 
     async def status(self) -> ControllerStatus:
         return ControllerStatus(
             application=self._config.serve.application,
             generation=self._config.generation,
-            is_retired=self._is_retired,
+            is_retired=self._takeover.is_retired,
             workers=self._pools.statuses(),
             frontend_ids=tuple(self._control.frontend_ids),
             num_queued=self._control.num_queued,
@@ -159,11 +164,8 @@ class ControllerActor:
             limits=self._control.limits(),
         )
 
-    async def retire(self) -> None:
-        """A newer generation takes over: workers that end are followed by none, and it ends
-        itself with its last frontend."""
-        self._is_retired = True
-        self._pools.adopt_only()
+    async def claim(self) -> Claim:
+        return self._own_claim()
 
     async def give_up_worker(self) -> bool:
         """Drains and ends one worker; False where none was left."""
@@ -172,12 +174,12 @@ class ControllerActor:
     async def shutdown(self) -> None:
         """Ends all workers, then itself. Does not return: the actor dies."""
         self._is_ending = True
+        for task in self._tasks:
+            task.cancel()
         await self._pools.stop()
         for frontend_id in self._control.frontend_ids:
             self._control.frontend_gone(frontend_id, self._clock.now())
         self._deliver()
-        for task in self._tasks:
-            task.cancel()
         exit_this_actor()
 
     # What becomes of workers: called by their slots
@@ -214,22 +216,25 @@ class ControllerActor:
         unused_s = now - self._used_at
         if unused_s > self._config.controller.unused_exit_s:
             self._end_myself(f"unused for {unused_s:.0f} s")
-        elif self._is_retired and not frontend_ids:
+        elif self._takeover.is_retired and not frontend_ids:
             self._end_myself("retired, and its last frontend is gone")
 
     def _end_myself(self, reason: str) -> None:
         logger.warning("controller ends: generation=%s %s", self._config.generation, reason)
         self._is_ending = True
-        self._me.shutdown.remote()
         force_exit_after(_FORCE_EXIT_AFTER_S)
+        self._me.shutdown.remote()
 
-    async def _take_over(self) -> None:
-        application = self._config.serve.application
-        own_name = controller_name(application, self._config.generation)
-        try:
-            await Takeover(application, own_name, self._pools).run()
-        except Exception:  # older generations end by themselves in time
-            logger.exception("taking over from older generations failed")
+    async def _look_forever(self) -> None:
+        while True:
+            try:
+                await self._takeover.look()
+            except Exception:  # workers are made by it: it must go on
+                logger.exception("looking for other generations failed")
+            await asyncio.sleep(_LOOK_S)
+
+    def _own_claim(self) -> Claim:
+        return Claim(claimed_at=self._claimed_at, generation=self._config.generation)
 
     def _deliver(self) -> None:
         for decision in self._control.take_decisions():
@@ -238,7 +243,7 @@ class ControllerActor:
                 wait.answer.set_result(decision)
 
 
-def get_or_make_controller(config: PdrayConfig, *, is_retired: bool = False) -> ControllerHandle:
+def get_or_make_controller(config: PdrayConfig, claimed_at: float) -> ControllerHandle:
     """This generation's one controller. Blocks for some milliseconds. The handle may be that
     of one that is about to end: calls fail then, and another can be made."""
     handle = (
@@ -252,6 +257,6 @@ def get_or_make_controller(config: PdrayConfig, *, is_retired: bool = False) -> 
             max_concurrency=_MAX_CONCURRENCY,
             num_cpus=0,
         )
-        .remote(config, is_retired)
+        .remote(config, claimed_at)
     )
     return cast("ControllerHandle", handle)

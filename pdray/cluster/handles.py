@@ -8,7 +8,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
 from pdray.core.snapshot import WorkerInfo
 
-from .messages import ControllerStatus, Heartbeat, Renewal, StartFailure
+from .messages import Claim, ControllerStatus, Heartbeat, Renewal, StartFailure
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -37,14 +37,13 @@ class ControllerHandle(Protocol):
     place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
     wait: RemoteMethod[[str], Placement | Refusal | None]
     finished: RemoteMethod[[str, Sequence[str]], None]
-    renew: RemoteMethod[[str, bytes], Renewal]
+    renew: RemoteMethod[[str, float, bytes], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]
     metrics: RemoteMethod[[str], list[bytes]]
     heartbeat: RemoteMethod[[Heartbeat], bool]
-    ping: RemoteMethod[[], None]
-    hold: RemoteMethod[[], None]
+    hold: RemoteMethod[[float], None]
     status: RemoteMethod[[], ControllerStatus]
-    retire: RemoteMethod[[], None]
+    claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], bool]
     shutdown: RemoteMethod[[], None]

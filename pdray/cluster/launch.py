@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from pdray.config import PdrayConfig
 from pdray.core.clock import WallClock
@@ -23,7 +25,10 @@ from .names import (
     living_actors,
 )
 
+logger = logging.getLogger(__name__)
+
 _POLL_S = 0.25
+_ANSWER_TIMEOUT_S = 10.0
 _HOLD_S = 5.0
 _SHUTDOWN_TIMEOUT_S = 30.0
 _GONE_TIMEOUT_S = 60.0
@@ -43,10 +48,11 @@ def up(config: PdrayConfig, progress: Callable[[str], None] | None = None) -> No
 def in_use(config: PdrayConfig) -> Iterator[None]:
     """Keeps a running application from ending itself before it has a frontend."""
     ends = threading.Event()
+    claimed_at = time.time()
 
     def hold() -> None:
         while not ends.wait(min(_HOLD_S, config.controller.unused_exit_s / 4)):
-            asyncio.run(_hold(config))
+            asyncio.run(_hold(config, claimed_at))
 
     thread = threading.Thread(target=hold, name="application-in-use", daemon=True)
     thread.start()
@@ -66,10 +72,11 @@ def down(config: PdrayConfig) -> None:
 
 async def _bring_up(config: PdrayConfig, progress: Callable[[str], None]) -> None:
     clock = WallClock()
+    claimed_at = time.time()
     deadline = clock.now() + config.serve.startup_timeout_s
     told = ""
     while True:
-        status = await _hold(config)
+        status = await _hold(config, claimed_at)
         if status is not None and status.is_ready:
             return
         if status is not None and (worker := status.hopeless) is not None:
@@ -85,13 +92,14 @@ async def _bring_up(config: PdrayConfig, progress: Callable[[str], None]) -> Non
         await asyncio.sleep(_POLL_S)
 
 
-async def _hold(config: PdrayConfig) -> ControllerStatus | None:
-    """Keeps the application in use; None where its controller has just died."""
-    controller = await asyncio.to_thread(get_or_make_controller, config)
+async def _hold(config: PdrayConfig, claimed_at: float) -> ControllerStatus | None:
+    """Keeps the application in use; None where its controller does not answer now."""
     try:
-        await controller.hold.remote()
-        return await controller.status.remote()
-    except RayActorError:
+        controller = await asyncio.to_thread(get_or_make_controller, config, claimed_at)
+        await asyncio.wait_for(controller.hold.remote(claimed_at), _ANSWER_TIMEOUT_S)
+        return await asyncio.wait_for(controller.status.remote(), _ANSWER_TIMEOUT_S)
+    except (RayError, TimeoutError) as error:
+        logger.info("no answer of the controller: %s", error)
         return None
 
 
@@ -110,7 +118,7 @@ async def _bring_down(application: str) -> None:
 async def _shut_down(name: str) -> None:
     controller = await find_controller(name)
     if controller is not None:
-        with contextlib.suppress(RayActorError, TimeoutError):  # it dies, that is the answer
+        with contextlib.suppress(RayError, TimeoutError):  # it dies, that is the answer
             await asyncio.wait_for(controller.shutdown.remote(), _SHUTDOWN_TIMEOUT_S)
 
 

@@ -43,11 +43,20 @@ class Heartbeat:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal:
     """Controller to frontend. ``wants_resume``: it does not know what the frontend has in
-    flight. ``is_retired``: a newer generation takes over."""
+    flight."""
 
     wants_resume: bool
-    is_retired: bool
     limits: ServingLimits | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Claim:
+    """Of all generations of an application, the one with the greatest claim is wanted.
+    ``claimed_at``: when the youngest of its frontends and launchers started, in seconds since
+    1970, as it is compared between machines."""
+
+    claimed_at: float
+    generation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,10 +45,11 @@ class GroupChoice:
         return self._groups[self._num_tried % len(self._groups)]
 
     @property
-    def patience_s(self) -> float | None:
-        """How long to wait for room in this group; None where there is no other."""
+    def patience_s(self) -> float:
+        """How long to wait for room in this group. An only group gets the longest: what waits
+        there may as well be an old worker that hangs."""
         if len(self._groups) == 1:
-            return None
+            return _MAX_PATIENCE_S
         num_rounds = self._num_tried // len(self._groups)
         return min(_FIRST_PATIENCE_S * 2.0**num_rounds, _MAX_PATIENCE_S)
 

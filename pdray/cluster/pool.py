@@ -12,17 +12,21 @@ from .slot import WorkerEvents, WorkerSlot
 
 
 class WorkerPools:
-    """Reconciles: every slot finds or makes its worker, and goes on doing so."""
+    """Reconciles: every slot finds its worker and, once ``fill`` was called, makes it."""
 
-    def __init__(
-        self, config: PdrayConfig, events: WorkerEvents, clock: Clock, *, may_make: bool
-    ) -> None:
+    def __init__(self, config: PdrayConfig, events: WorkerEvents, clock: Clock) -> None:
+        self._config = config
+        self._events = events
         self._clock = clock
+        self._may_make = asyncio.Event()
         self._slots = {
-            (name, index): WorkerSlot(config, name, index, events, clock, may_make=may_make)
+            (name, index): self._new_slot(name, index)
             for name, pool in config.pools.items()
             for index in range(pool.replicas)
         }
+
+    def _new_slot(self, pool: str, index: int) -> WorkerSlot:
+        return WorkerSlot(self._config, pool, index, self._events, self._clock, self._may_make)
 
     def find(self, pool: str, index: int) -> WorkerSlot | None:
         return self._slots.get((pool, index))
@@ -38,10 +42,16 @@ class WorkerPools:
         since = [s.pending_since for s in self._slots.values() if s.pending_since is not None]
         return self._clock.now() - min(since) if since else 0.0
 
+    def fill(self) -> None:
+        """From now on every place has a worker, those that were given up as well."""
+        self._may_make.set()
+        for (pool, index), slot in self._slots.items():
+            if slot.is_over:
+                self._slots[pool, index] = self._new_slot(pool, index)
+
     def adopt_only(self) -> None:
         """From now on a worker that ends is followed by none."""
-        for slot in self._slots.values():
-            slot.may_make = False
+        self._may_make.clear()
 
     async def give_up_one(self) -> bool:
         """Drains and ends one worker, rather one that is not ready yet; False where none is

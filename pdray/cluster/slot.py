@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -21,6 +22,9 @@ from .handles import WorkerHandle
 from .messages import StartFailure, WorkerSpec, WorkerStatus
 from .names import NAMESPACE, find_worker, kill_actor, worker_name
 from .node_groups import GroupChoice, worker_resources
+from .silence import Silence
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +34,8 @@ _MAX_BACK_OFF_S = 60.0
 _DRAIN_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
 _MAX_CONCURRENCY = 1000
+_LOOK_S = 0.5
+_LOOK_AGAIN_S = 1.0
 
 
 class WorkerEvents(Protocol):
@@ -43,8 +49,8 @@ class WorkerEvents(Protocol):
 class WorkerSlot:
     """Makes a worker, waits for its end, makes the next one; adopts one that lives already.
 
-    ``may_make`` False only adopts. A worker that dies soon after its start is followed by the
-    next one after a pause that doubles.
+    Only adopts while ``may_make`` is not set. A worker that dies soon after its start is followed
+    by the next one after a pause that doubles. One that is silent for ``worker_lease_s`` is killed.
     """
 
     def __init__(
@@ -54,18 +60,18 @@ class WorkerSlot:
         index: int,
         events: WorkerEvents,
         clock: Clock,
-        *,
-        may_make: bool,
+        may_make: asyncio.Event,
     ) -> None:
         self.pool = pool
         self.index = index
         self.progress = ""
         self.is_wanted = True
-        self.may_make = may_make
         self.pending_since: float | None = None
         self._config = config
         self._events = events
         self._clock = clock
+        self._may_make = may_make
+        self._silence = Silence(clock.now())
         self._groups = GroupChoice(config.pools[pool].node_groups)
         self._info: WorkerInfo | None = None
         self._state = WorkerState.STARTING
@@ -103,27 +109,36 @@ class WorkerSlot:
     def is_over(self) -> bool:
         return self._state is WorkerState.STOPPED
 
+    def heard(self, progress: str) -> None:
+        """Its worker has sent a heartbeat."""
+        self.progress = progress
+        self._silence.end(self._clock.now())
+
     async def retire(self, *, drain: bool) -> None:
         """Ends the worker, its requests first where ``drain``; no other follows it."""
         self.is_wanted = False
         handle, info = self._handle, self._info
+        has_process = self.pending_since is None
+        if drain and handle is not None and info is not None:
+            self._state = WorkerState.DRAINING
+            self._events.worker_draining(info.worker_id)
+            await self._ended(handle.drain.remote(), _DRAIN_TIMEOUT_S)
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        handle = handle or await find_worker(self._name)
+        if handle is not None:
+            if has_process:
+                await self._ended(handle.stop.remote("no longer wanted"), _STOP_TIMEOUT_S)
+            await kill_actor(handle)  # nothing happens where it has stopped
+        self._state = WorkerState.STOPPED
+
+    async def _ended(self, call: Awaitable[None], timeout_s: float) -> None:
         try:
-            if drain and handle is not None and info is not None:
-                self._state = WorkerState.DRAINING
-                self._events.worker_draining(info.worker_id)
-                await _answers(handle.drain.remote(), _DRAIN_TIMEOUT_S)
-            self._task.cancel()
-            await asyncio.wait({self._task})
-            handle = handle or await find_worker(self._name)
-            if handle is not None and not await _answers(
-                handle.stop.remote("no longer wanted"), _STOP_TIMEOUT_S
-            ):
-                logger.warning("worker does not stop, killed: %s", self._name)
-                await kill_actor(handle)
+            await asyncio.wait_for(call, timeout_s)
         except RayActorError:
             logger.info("worker has gone: %s", self._name)
-        self._task.cancel()
-        self._state = WorkerState.STOPPED
+        except (RayError, TimeoutError) as error:
+            logger.warning("worker does not end as asked: %s %s", self._name, error)
 
     @property
     def _name(self) -> str:
@@ -146,30 +161,52 @@ class WorkerSlot:
 
     async def _live_once(self) -> StartFailure | None:
         """One worker's life; what it ended of, or None where it is time for another group."""
-        started_at = self._clock.now()
         self._handle = handle = await self._get_or_make()
         if handle is None:
-            await asyncio.sleep(1.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._may_make.wait(), _LOOK_AGAIN_S)
             return None
         if not await self._is_scheduled(handle):
             await kill_actor(handle)
             self._groups.next()
             return None
-        answer = await handle.start.remote()
-        if isinstance(answer, StartFailure):
-            await kill_actor(handle)
-            return answer
-        self._join(answer)
         try:
-            reason = await handle.join.remote()
+            answer = await self._while_heard(handle.start.remote())
+            if isinstance(answer, WorkerInfo):
+                self._join(answer)
+                reason = await self._live(handle)
+                answer = StartFailure(reason=reason, is_final=False)
+        except TimeoutError as error:
+            answer = StartFailure(reason=str(error), is_final=False)
+        await kill_actor(handle)
+        return answer
+
+    async def _live(self, handle: WorkerHandle) -> str:
+        """Why the worker ended, as its own words have it."""
+        joined_at = self._clock.now()
+        try:
+            return await self._while_heard(handle.join.remote())
         finally:
             self._groups.restart()
-            if self._clock.now() - started_at > _LONG_LIFE_S:
+            if self._clock.now() - joined_at > _LONG_LIFE_S:
                 self._num_failures = 0
-        return StartFailure(reason=reason, is_final=False)
+
+    async def _while_heard(self, call: Awaitable[T]) -> T:
+        """Awaits a worker's answer; raises TimeoutError when its heartbeats stay away."""
+        lease_s = self._config.controller.worker_lease_s
+        self._silence.end(self._clock.now())
+        answer = asyncio.ensure_future(call)
+        try:
+            while not answer.done():
+                if self._silence.look(self._clock.now()) > lease_s:
+                    raise TimeoutError(f"it hangs: no heartbeat for {lease_s:g} s")
+                await asyncio.wait({answer}, timeout=_LOOK_S)
+        finally:
+            answer.cancel()
+        return answer.result()
 
     async def _get_or_make(self) -> WorkerHandle | None:
-        if not self.may_make:
+        if not self._may_make.is_set():
             return await find_worker(self._name)
         group = self._groups.group
         # Wall time, as no counter outlives the controller: each life must have its own id.
@@ -205,9 +242,12 @@ class WorkerSlot:
     async def _is_scheduled(self, handle: WorkerHandle) -> bool:
         self.pending_since = self._clock.now()
         try:
-            return await _answers(handle.ping.remote(), self._groups.patience_s)
+            await asyncio.wait_for(handle.ping.remote(), self._groups.patience_s)
+        except TimeoutError:
+            return False
         finally:
             self.pending_since = None
+        return True
 
     def _join(self, info: WorkerInfo) -> None:
         self._info = info
@@ -233,15 +273,6 @@ class WorkerSlot:
         )
         self.progress = f"next try in {pause_s:g} s"
         await asyncio.sleep(pause_s)
-
-
-async def _answers(call: Awaitable[None], timeout_s: float | None) -> bool:
-    """Whether a call to an actor ended in time; raises RayActorError where the actor did."""
-    try:
-        await asyncio.wait_for(call, timeout_s)
-    except TimeoutError:
-        return False
-    return True
 
 
 def _reason_of(error: RayError) -> str:

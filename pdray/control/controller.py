@@ -90,7 +90,7 @@ class ControlPlane:
     def finished(self, frontend_id: str, request_ids: Sequence[str], now: float) -> None:
         """Ended, cancelled or given up: no longer in flight, nor queued."""
         for request_id in request_ids:
-            refusal = self._router.give_up(frontend_id, request_id)
+            refusal = self._router.give_up(frontend_id, request_id, now)
             if refusal is not None:
                 self._decisions.append(refusal)
             placed = self._table.get(request_id)
@@ -107,21 +107,27 @@ class ControlPlane:
         return record.has_resumed
 
     def resume(self, frontend_id: str, in_flight: Sequence[InFlight], now: float) -> None:
-        """All that a frontend has in flight: after this control plane or it was remade."""
+        """All that a frontend has in flight: after this control plane was remade, or what the
+        two told each other was lost. What is not among it has ended."""
         self.frontend_seen(frontend_id, now)
         self._frontends[frontend_id].has_resumed = True
+        told = {request.ask.request_id for request in in_flight}
+        for request_id in self._table.of_frontend(frontend_id):
+            if request_id not in told:
+                self._table.remove(request_id)
         known = {*self._router.queued_of(frontend_id), *self._table.of_frontend(frontend_id)}
         for request in in_flight:
             if request.ask.request_id not in known:
                 self._table.add(
                     PlacedRequest(frontend_id=frontend_id, in_flight=request, placement=None)
                 )
+        self._place_queued(now)
 
     def frontend_gone(self, frontend_id: str, now: float) -> None:
         """It owns nothing any more: workers see for themselves that its link is gone."""
         self._frontends.pop(frontend_id, None)
         for request_id in self._router.queued_of(frontend_id):
-            refusal = self._router.give_up(frontend_id, request_id)
+            refusal = self._router.give_up(frontend_id, request_id, now)
             assert refusal is not None
             self._decisions.append(refusal)
         for request_id in self._table.of_frontend(frontend_id):

@@ -85,13 +85,14 @@ class Router:
             answers.append(self._refuse(queued.ask, f"queued for {waited_s:.0f} s", now))
         return answers
 
-    def give_up(self, frontend_id: str, request_id: str) -> Refusal | None:
-        """Takes a request off the queue for its frontend; None where it is not there."""
+    def give_up(self, frontend_id: str, request_id: str, now: float) -> Refusal | None:
+        """Takes a request off the queue for its frontend; None where it is not there. To try
+        again can help: a frontend that was thought gone may be back."""
         queued = self._queue.get(request_id)
         if queued is None or queued.frontend_id != frontend_id:
             return None
         del self._queue[request_id]
-        return Refusal(request_id=request_id, reason="given up by its frontend", retry_after_s=None)
+        return self._refuse(queued.ask, "given up by its frontend", now)
 
     def queued_of(self, frontend_id: str) -> list[str]:
         return [rid for rid, q in self._queue.items() if q.frontend_id == frontend_id]

@@ -306,7 +306,8 @@ class Engine:
         is_eos = token_id in self._loaded.eos_token_ids and not sampling.ignore_eos
         if is_eos or token_id in sampling.stop_token_ids:
             return FinishReason.STOP
-        is_long = seq.num_tokens >= self.max_sequence_tokens
+        # How long a lent one may grow is for the worker that decodes it to say.
+        is_long = not seq.is_lent and seq.num_tokens >= self.max_sequence_tokens
         if is_long or len(seq.output_token_ids) >= sampling.max_tokens:
             return FinishReason.LENGTH
         return None

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import (
@@ -53,15 +54,19 @@ FIRST_ATTEMPT = 1
 
 @dataclass(slots=True, eq=False)
 class _Live:
-    """A request on its way. ``links`` are to all workers that may know it, for the cancel;
-    ``worker_id`` makes its tokens now: with its link lost, the request is."""
+    """A request on its way. ``links`` are to all workers that may know it, for the cancel.
+
+    ``worker_id`` makes its tokens now, and ``decode_ids`` may go on: with the link to the one
+    lost, or to all of the others, the request is."""
 
     request: Request
     stream: TokenStream
     timing: RequestTiming
     state: RequestState = RequestState.QUEUED
     worker_id: WorkerId | None = None
-    links: list[Connection] = field(default_factory=list)
+    links: dict[str, Connection] = field(default_factory=dict)
+    decode_ids: set[str] = field(default_factory=set)
+    is_released: bool = False
 
 
 class Frontend:
@@ -145,16 +150,18 @@ class Frontend:
             *(self._peers.get(address) for address in placement.decode_candidates),
             return_exceptions=True,
         )
-        if isinstance(prefill, BaseException):
+        # A link that was there first may have been lost while the others were made.
+        if not is_up(prefill):
             raise lost(placement.prefill, prefill)
         candidates: list[WorkerAddress] = []
         for address, link in zip(placement.decode_candidates, decodes, strict=True):
-            if isinstance(link, Connection):
+            if is_up(link):
                 candidates.append(address)
-                live.links.append(link)
+                live.links[address.worker_id] = link
         if not candidates:
             raise lost(placement.decode_candidates[0], decodes[0])
-        live.links.append(prefill)
+        live.decode_ids = set(live.links)
+        live.links[placement.prefill.worker_id] = prefill
         live.worker_id = placement.prefill.worker_id
         live.state = live.state.advance(RequestState.PREFILLING)
         self._send_soon(
@@ -179,17 +186,24 @@ class Frontend:
 
     def _end(self, live: _Live, outcome: Outcome) -> None:
         del self._live[live.request.request_id]
-        if outcome not in (Outcome.STOP, Outcome.LENGTH):
-            self._cancel(live)
-        self._controller.finished([live.request.request_id])
+        self._release(live)
         live.timing.end(outcome)
 
-    def _cancel(self, live: _Live) -> None:
-        message = Cancel(attempts=((live.request.request_id, live.stream.attempt),))
-        for link in live.links:
-            if not link.is_closed:
+    def _fail(self, live: _Live, error: PdrayError) -> None:
+        live.stream.fail(error)
+        self._release(live)
+
+    def _release(self, live: _Live) -> None:
+        """Its tokens have all come, or no more are wanted: its workers and its place at the
+        controller are free, whether or not a slow client has read all of it."""
+        if live.is_released:
+            return
+        live.is_released = True
+        if not live.stream.is_finished:
+            message = Cancel(attempts=((live.request.request_id, live.stream.attempt),))
+            for link in live.links.values():
                 link.send(message)
-        live.links.clear()
+        self._controller.finished([live.request.request_id])
 
     def _hello(self) -> Hello:
         return Hello(
@@ -209,13 +223,13 @@ class Frontend:
             case Failed():
                 live = self._live.get(message.request_id)
                 if live is not None and live.stream.attempt == message.attempt:
-                    live.stream.fail(WorkerLostError(message.reason))
+                    self._fail(live, WorkerLostError(message.reason))
             case _:
                 logger.warning("unexpected %s from %s", type(message).__name__, connection.peer_id)
 
     def _on_chunk(self, chunk: TokenChunk) -> None:
         live = self._live.get(chunk.request_id)
-        if live is None or live.stream.attempt != chunk.attempt or live.stream.is_ended:
+        if live is None or live.stream.attempt != chunk.attempt or live.is_released:
             return
         num_tokens = live.stream.push(chunk)
         if num_tokens:
@@ -225,18 +239,18 @@ class Frontend:
                 live.state = live.state.advance(state)
         if chunk.decode_worker_id is not None:
             live.worker_id = chunk.decode_worker_id
-        if live.stream.is_cut:
-            # The reader that should cancel is the one that does not come back for more.
-            self._cancel(live)
-            self._controller.finished([chunk.request_id])
+            if chunk.decode_worker_id not in live.decode_ids:
+                self._fail(live, lost_worker(chunk.decode_worker_id, live.state))
+        if live.stream.is_ended:
+            self._release(live)
 
     def _on_lost(self, connection: Connection) -> None:
         peer_id = connection.peer_id
         for live in self._live.values():
-            if live.worker_id == peer_id:
-                live.stream.fail(
-                    WorkerLostError(f"worker {peer_id} was lost while the request was {live.state}")
-                )
+            if live.links.get(peer_id) is connection:
+                live.decode_ids.discard(peer_id)
+                if live.worker_id == peer_id or not live.decode_ids:
+                    self._fail(live, lost_worker(peer_id, live.state))
 
 
 def check_fits(request: Request, limits: ServingLimits) -> None:
@@ -269,11 +283,21 @@ def refusal_error(refusal: Refusal) -> PdrayError:
     return OverloadedError(refusal.reason, retry_after_s=refusal.retry_after_s)
 
 
-def lost(address: WorkerAddress, cause: object) -> PdrayError:
+def is_up(link: Connection | BaseException) -> TypeGuard[Connection]:
+    return isinstance(link, Connection) and not link.is_closed
+
+
+def lost(address: WorkerAddress, cause: Connection | BaseException) -> PdrayError:
+    """For a link that could not be made, or is down again; raises what is no such cause."""
+    if isinstance(cause, Connection):
+        return lost_worker(address.worker_id, RequestState.QUEUED)
     if not isinstance(cause, LinkError):
-        assert isinstance(cause, BaseException)
         raise cause
     return WorkerLostError(f"worker {address.worker_id} cannot be reached: {cause}")
+
+
+def lost_worker(worker_id: str, state: RequestState) -> PdrayError:
+    return WorkerLostError(f"worker {worker_id} was lost while the request was {state}")
 
 
 def next_state(state: RequestState, stream: TokenStream) -> RequestState:

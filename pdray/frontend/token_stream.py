@@ -59,7 +59,7 @@ class TokenStream:
             self._finish_reason = ready.finish_reason
             if not ready.token_ids:
                 break
-        if len(self._unread) > self._max_unread_tokens:
+        if not self.is_finished and len(self._unread) > self._max_unread_tokens:
             self.fail(
                 SlowReaderError(
                     f"the client left {len(self._unread)} tokens of its stream unread "

@@ -64,10 +64,12 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class OfferReply(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Decode to prefill worker: reserved, or why not."""
+    """Decode to prefill worker: reserved, or why not; ``is_final`` where asking this worker again
+    cannot help."""
 
     lease_id: str
     refusal: str | None
+    is_final: bool
 
 
 class Publish(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -64,12 +64,17 @@ class PeerLinks:
         # One caller that gives up must not take the link from the others.
         return await asyncio.shield(task)
 
-    async def serve(self, connection: Connection) -> None:
+    async def serve(
+        self, connection: Connection, on_open: Callable[[Connection], None] | None = None
+    ) -> None:
         """Reads an incoming link to its end; a LinkServer's ``on_connection``. An older link of
-        the same peer is closed first: it dialled again, so that one is dead."""
+        the same peer is closed first: it dialled again, so that one is dead. ``on_open`` is called
+        when that loss has been told, before the first message."""
         while (older := self._incoming.get(connection.peer_id)) is not None:
             await older.connection.close()
             await older.ended.wait()
+        if on_open is not None:
+            on_open(connection)
         await self._read(_Link(connection), self._incoming)
 
     async def close(self) -> None:

@@ -62,16 +62,20 @@ class AttemptTable:
         if self.is_live(request_id, attempt):
             del self._live[request_id]
 
-    def cancel(self, request_id: str, attempt: int) -> None:
-        """Ends the attempt and all older ones, also those not heard of yet."""
+    def cancel(self, request_id: str, attempt: int) -> int | None:
+        """Ends the attempt and all older ones, also those not heard of yet. Returns the one that
+        was live here and is not any more."""
+        ended: int | None = None
         live = self._live.get(request_id)
         if live is not None and live.attempt <= attempt:
+            ended = live.attempt
             del self._live[request_id]
         now = self._clock.now()
         # Re-inserting keeps the dict ordered by expiry, so the sweep stops at the first young one.
         self._tombstones.pop(request_id, None)
         self._tombstones[request_id] = _Tombstone(attempt, now + TOMBSTONE_S)
         self._sweep(now)
+        return ended
 
     def of_frontend(self, frontend_id: str) -> list[AttemptKey]:
         return [

@@ -37,6 +37,7 @@ class Decoding:
         if prefilled_at is not None:
             self._metrics.handoff_finished(step_started_at - prefilled_at)
         if not self._attempts.is_live(*key):
+            self._engine.abort(*key)  # a later attempt has taken its place
             return
         frontend_id = self._attempts.frontend_of(sequence.request_id)
         if output.error is not None:

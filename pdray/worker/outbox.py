@@ -22,7 +22,7 @@ class Outbox:
         self._frontends[connection.peer_id] = connection
 
     def detach(self, connection: Connection) -> bool:
-        """False where the frontend has connected again since, and is not gone."""
+        """False where it was no frontend's link."""
         if self._frontends.get(connection.peer_id) is not connection:
             return False
         del self._frontends[connection.peer_id]

@@ -6,17 +6,19 @@ Knows nothing of how the blocks are read; `lending.py` keeps them until the read
 from __future__ import annotations
 
 import asyncio
+import bisect
 import enum
 import itertools
+import math
 from dataclasses import dataclass
 
-from pdray.core.clock import Clock
 from pdray.core.errors import LinkError
 from pdray.core.handoff import Handoff, Watermark
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.engine.engine import Engine, SequenceOutput
 from pdray.engine.sequence import Sequence
+from pdray.link.connection import Connection
 from pdray.link.messages import Offer, OfferReply, Submission, Withdraw
 from pdray.link.peers import PeerLinks
 from pdray.worker.attempts import AttemptTable
@@ -27,13 +29,16 @@ from pdray.worker.tasks import Tasks
 RETRY_S = 0.02
 """Between two rounds of offers for a prompt that all candidates refused."""
 PATIENCE = 10
-"""Rounds that others may overtake a refused prompt; then nobody passes it any more, so that
+"""Rounds that later prompts may overtake a refused one; then none passes it any more, so that
 a long prompt cannot starve behind short ones."""
 OFFER_TIMEOUT_S = 5.0
 
 
 class Phase(enum.StrEnum):
-    """WAITING -> OFFERED -> RUNNING -> HANDING_OFF; OFFERED goes back when all refuse."""
+    """WAITING -> OFFERED -> RUNNING -> HANDING_OFF; OFFERED goes back when all refuse.
+
+    A prompt that is decoded where it is computed is none of ours any more once it runs.
+    """
 
     WAITING = "waiting"
     OFFERED = "offered"
@@ -51,7 +56,7 @@ class Prompt:
     lease_id: str | None = None
     reader_id: WorkerId | None = None
     num_refusals: int = 0
-    retry_at: float = 0.0
+    is_resting: bool = False
     is_cancelled: bool = False
 
     @property
@@ -69,9 +74,22 @@ class Prompt:
         return len(request.prompt_token_ids) + len(request.output_token_ids)
 
     @property
+    def is_queued(self) -> bool:
+        """Not in the engine yet."""
+        return self.phase in (Phase.WAITING, Phase.OFFERED)
+
+    @property
     def needs_handoff(self) -> bool:
         request = self.submission.request
         return request.sampling.max_tokens - len(request.output_token_ids) > 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """An offer that waits for its answer."""
+
+    reader: Connection
+    reply: asyncio.Future[OfferReply]
 
 
 class Prefilling:
@@ -89,7 +107,6 @@ class Prefilling:
         outbox: Outbox,
         attempts: AttemptTable,
         tasks: Tasks,
-        clock: Clock,
     ) -> None:
         self._worker_id = worker_id
         self._lease_s = lease_s
@@ -101,17 +118,16 @@ class Prefilling:
         self._outbox = outbox
         self._attempts = attempts
         self._tasks = tasks
-        self._clock = clock
         self._waiting: list[Prompt] = []
         self._prompts: dict[tuple[str, int], Prompt] = {}
         self._by_lease: dict[str, Prompt] = {}
-        self._replies: dict[str, asyncio.Future[str | None]] = {}
+        self._asked: dict[str, _Asked] = {}
         self._numbers = itertools.count()
         self._lease_numbers = itertools.count()
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return sum(prompt.is_queued for prompt in self._prompts.values())
 
     @property
     def num_active(self) -> int:
@@ -119,27 +135,31 @@ class Prefilling:
 
     @property
     def waiting_tokens(self) -> int:
-        return sum(prompt.num_tokens for prompt in self._waiting)
+        return sum(prompt.num_tokens for prompt in self._prompts.values() if prompt.is_queued)
 
     def submit(self, frontend_id: str, submission: Submission) -> None:
-        prompt = Prompt(next(self._numbers), frontend_id, submission, new_sequence(submission))
+        """Queues a prompt; ``pump`` starts it."""
+        sequence = Sequence.from_request(submission.request, submission.attempt, is_lent=True)
+        prompt = Prompt(next(self._numbers), frontend_id, submission, sequence)
         self._prompts[(prompt.request_id, prompt.attempt)] = prompt
         self._waiting.append(prompt)
-        self.pump()
+        limit = self._engine.max_sequence_tokens
+        if prompt.num_tokens > limit:
+            self._fail(prompt, f"{prompt.num_tokens} tokens do not fit; accepted: up to {limit}")
 
     def pump(self) -> None:
         """Starts the prompts that are about to run, in order of arrival."""
-        now = self._clock.now()
+        num_ahead = self._ahead_tokens()
+        last_number = self._last_number()
         for prompt in list(self._waiting):
-            if self._ahead_tokens() >= self._lookahead_tokens:
+            if num_ahead >= self._lookahead_tokens or prompt.number > last_number:
                 return
-            if prompt.retry_at > now:
-                if prompt.num_refusals >= PATIENCE:
-                    return
+            if prompt.is_resting:
                 continue
             if not self._engine.allocate(prompt.sequence, prompt.num_tokens):
                 return
             self._waiting.remove(prompt)
+            num_ahead += prompt.num_tokens
             self._start(prompt)
 
     def _ahead_tokens(self) -> int:
@@ -148,38 +168,58 @@ class Prefilling:
         )
         return offered + self._engine.prefill_backlog_tokens
 
+    def _last_number(self) -> float:
+        """Of the first prompt that was refused too often, asking again or not: no later one may
+        start before it, or it would take the blocks that come free."""
+        refused = (
+            prompt.number
+            for prompt in self._prompts.values()
+            if prompt.is_queued and prompt.num_refusals >= PATIENCE
+        )
+        return min(refused, default=math.inf)
+
     def _start(self, prompt: Prompt) -> None:
+        candidates = prompt.submission.decode_candidates
         if not prompt.needs_handoff:
             self._run(prompt)
-            return
-        prompt.phase = Phase.OFFERED
-        self._tasks.start(self._offer(prompt))
+        elif any(candidate.worker_id == self._worker_id for candidate in candidates):
+            self._keep(prompt)
+        else:
+            prompt.phase = Phase.OFFERED
+            self._tasks.start(self._offer(prompt))
 
     def _run(self, prompt: Prompt) -> None:
         prompt.phase = Phase.RUNNING
         self._engine.add(prompt.sequence)
 
+    def _keep(self, prompt: Prompt) -> None:
+        """This worker decodes it, too: from here on it is a sequence like any other."""
+        del self._prompts[(prompt.request_id, prompt.attempt)]
+        prompt.sequence.is_lent = False
+        self._engine.add(prompt.sequence)
+
     async def _offer(self, prompt: Prompt) -> None:
         """Asks the candidates in order; runs the prompt at the first yes."""
         refusals: list[str] = []
-        num_unreachable = 0
+        may_ask_again = False
         for candidate in prompt.submission.decode_candidates:
             try:
-                refusal = await self._ask(prompt, candidate)
+                reply = await self._ask(prompt, candidate)
             except LinkError as error:
-                refusal, num_unreachable = str(error), num_unreachable + 1
+                reply = OfferReply(lease_id="", refusal=str(error), is_final=True)
             if prompt.is_cancelled:
                 self._drop_offered(prompt)
                 return
-            if refusal is None:
+            if reply.refusal is None:
                 self._run(prompt)
                 return
-            refusals.append(f"{candidate.worker_id}: {refusal}")
+            refusals.append(f"{candidate.worker_id}: {reply.refusal}")
+            may_ask_again |= not reply.is_final
         self._engine.release(prompt.sequence)
-        if num_unreachable == len(prompt.submission.decode_candidates):
-            self._fail(prompt, f"no decode worker can be reached ({'; '.join(refusals)})")
-            return
-        self._wait_again(prompt)
+        if may_ask_again:
+            self._wait_again(prompt)
+        else:
+            self._fail(prompt, f"no decode worker takes the request ({'; '.join(refusals)})")
 
     def _drop_offered(self, prompt: Prompt) -> None:
         if prompt.lease_id is not None:
@@ -190,40 +230,41 @@ class Prefilling:
 
     def _wait_again(self, prompt: Prompt) -> None:
         prompt.phase = Phase.WAITING
-        prompt.sequence = new_sequence(prompt.submission)
         prompt.num_refusals += 1
-        prompt.retry_at = self._clock.now() + RETRY_S
-        self._waiting.insert(0, prompt)
-        self._waiting.sort(key=lambda each: each.number)
+        prompt.is_resting = True
+        bisect.insort(self._waiting, prompt, key=lambda each: each.number)
         asyncio.get_running_loop().call_later(RETRY_S, self._retry, prompt)
         self.pump()
 
     def _retry(self, prompt: Prompt) -> None:
-        # Not left to the clock: a timer may fire a little early, and there is no other.
-        prompt.retry_at = 0.0
+        prompt.is_resting = False
         self.pump()
 
-    async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> str | None:
-        """None where the candidate has reserved blocks, else why not. Raises LinkError."""
+    async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> OfferReply:
+        """The candidate's answer, with blocks lent to it where that is yes. Raises LinkError."""
         reader = await self._peers.get(candidate)
         lease_id = f"{self._worker_id}/{next(self._lease_numbers)}"
-        reply: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._replies[lease_id] = reply
+        asked = _Asked(reader, asyncio.get_running_loop().create_future())
+        self._asked[lease_id] = asked
         self._lending.offer(lease_id, reader)
         reader.send(Offer(handoff=self._handoff(prompt, lease_id)))
         try:
-            refusal = await asyncio.wait_for(reply, OFFER_TIMEOUT_S)
+            reply = await asyncio.wait_for(asked.reply, OFFER_TIMEOUT_S)
         except TimeoutError:
-            refusal = f"no answer to an offer within {OFFER_TIMEOUT_S} s"
+            reply = _unanswered(lease_id, f"no answer to an offer within {OFFER_TIMEOUT_S} s")
             reader.send(Withdraw(lease_id=lease_id))
         finally:
-            del self._replies[lease_id]
-        if refusal is None and self._lending.accepted(lease_id, reader, prompt.sequence):
+            del self._asked[lease_id]
+        if reply.refusal is not None:
+            self._lending.refused(lease_id)
+        elif self._lending.accepted(lease_id, reader, prompt.sequence):
             prompt.lease_id, prompt.reader_id = lease_id, candidate.worker_id
             self._by_lease[lease_id] = prompt
-            return None
-        self._lending.refused(lease_id)
-        return refusal or "the worker was lost"
+        else:
+            # What it has reserved must not wait, and then fail the request, for nothing.
+            reader.send(Withdraw(lease_id=lease_id))
+            reply = _unanswered(lease_id, "its answer came when the offer was over")
+        return reply
 
     def _handoff(self, prompt: Prompt, lease_id: str) -> Handoff:
         return Handoff(
@@ -236,9 +277,15 @@ class Prefilling:
         )
 
     def on_offer_reply(self, message: OfferReply) -> None:
-        reply = self._replies.get(message.lease_id)
-        if reply is not None and not reply.done():
-            reply.set_result(message.refusal)
+        asked = self._asked.get(message.lease_id)
+        if asked is not None and not asked.reply.done():
+            asked.reply.set_result(message)
+
+    def on_reader_lost(self, reader: Connection) -> None:
+        """Offers on this link will not be answered any more."""
+        for lease_id, asked in self._asked.items():
+            if asked.reader is reader and not asked.reply.done():
+                asked.reply.set_result(_unanswered(lease_id, "its link was lost"))
 
     def on_step(self, output: SequenceOutput) -> None:
         """A chunk of a lent sequence is computed; after the last one there is a first token."""
@@ -322,5 +369,5 @@ class Prefilling:
         self._attempts.end(prompt.request_id, prompt.attempt)
 
 
-def new_sequence(submission: Submission) -> Sequence:
-    return Sequence.from_request(submission.request, submission.attempt, is_lent=True)
+def _unanswered(lease_id: str, why: str) -> OfferReply:
+    return OfferReply(lease_id=lease_id, refusal=why, is_final=False)

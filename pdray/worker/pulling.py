@@ -13,7 +13,7 @@ from pdray.core.handoff import BlockRun, Handoff, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
-from pdray.link.messages import Acknowledge
+from pdray.link.messages import Acknowledge, OfferReply
 from pdray.metrics.prometheus import WorkerMetrics
 from pdray.transfer.transfer_thread import TransferThread
 from pdray.worker.attempts import AttemptTable
@@ -97,25 +97,32 @@ class Pulling:
     def num_active(self) -> int:
         return len(self._pulls)
 
-    def on_offer(self, owner: Connection, handoff: Handoff) -> str | None:
-        """Reserves all the blocks that the prompt needs, or none: None, or why not."""
-        if handoff.lease_id in self._pulls:
-            return None
+    def on_offer(self, owner: Connection, handoff: Handoff) -> OfferReply:
+        """Reserves all the blocks that the prompt needs, or none."""
+
+        def reply(refusal: str | None, *, is_final: bool = False) -> OfferReply:
+            return OfferReply(lease_id=handoff.lease_id, refusal=refusal, is_final=is_final)
+
         num_taken = len(self._pulls) + self._engine.num_running + self._engine.num_waiting
         if num_taken >= self._max_batch_size:
-            return f"batch of {self._max_batch_size} is full"
+            return reply(f"batch of {self._max_batch_size} is full")
         request = handoff.request
         sequence = Sequence.from_request(request, handoff.attempt, is_lent=False)
         num_left = request.sampling.max_tokens - len(request.output_token_ids)
-        if not self._engine.reserve(sequence, min(RESERVED_MARGIN_TOKENS, num_left)):
-            return "not enough free KV blocks"
+        num_margin = min(RESERVED_MARGIN_TOKENS, num_left)
+        max_tokens = self._engine.max_sequence_tokens
+        if sequence.num_tokens + num_margin > max_tokens:
+            refusal = f"{sequence.num_tokens} tokens and {num_margin} to grow; at most {max_tokens}"
+            return reply(refusal, is_final=True)
+        if not self._engine.reserve(sequence, num_margin):
+            return reply("not enough free KV blocks")
         if not self._attempts.begin(request.request_id, handoff.attempt, handoff.frontend_id):
             self._engine.release(sequence)
-            return "the attempt was cancelled"
+            return reply("the attempt was cancelled", is_final=True)
         self._make_readable(owner)
         deadline = self._clock.now() + handoff.lease_s / 2
         self._pulls[handoff.lease_id] = Pull(handoff, owner, sequence, deadline)
-        return None
+        return reply(None)
 
     def _make_readable(self, owner: Connection) -> None:
         """Tells the transport of a peer's memory, once for each life of its link."""

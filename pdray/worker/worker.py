@@ -10,6 +10,7 @@ import logging
 import secrets
 
 from pdray.core.clock import Clock, WallClock
+from pdray.core.errors import TransferError
 from pdray.core.handoff import Handoff
 from pdray.core.placement import WorkerAddress
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
@@ -85,7 +86,6 @@ class Worker:
             outbox=self._outbox,
             attempts=self._attempts,
             tasks=self._tasks,
-            clock=self._clock,
         )
         self._decoding = Decoding(
             engine=engine,
@@ -170,9 +170,14 @@ class Worker:
         return await asyncio.shield(self._crashed)
 
     async def drain(self) -> None:
-        """Takes no new work; returns when the last request is over."""
+        """Takes no new prompts; returns when the last request is over and nothing is read."""
         self.state = WorkerState.DRAINING
-        while len(self._attempts) or self._prefilling.num_active or self._lending.num_active:
+        while (
+            len(self._attempts)
+            or self._prefilling.num_active
+            or self._lending.num_active
+            or self._pulling.num_active
+        ):
             await asyncio.sleep(TICK_S / 5)
 
     async def stop(self) -> None:
@@ -191,8 +196,12 @@ class Worker:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            if not self._transfer.is_running:
+                raise TransferError("the transfer thread has ended: no KV moves to or from here")
             self._lending.tick()
             self._pulling.tick()
+            # Not every block that comes free is an event: those out of a quarantine are none.
+            self._prefilling.pump()
 
     def _region(self) -> KVRegion:
         storage = self.engine.storage
@@ -215,9 +224,8 @@ class Worker:
 
     async def _serve(self, connection: Connection) -> None:
         """An incoming link, of a frontend or of a worker that has blocks to offer."""
-        if connection.peer_hello.pool is None:
-            self._outbox.attach(connection)
-        await self._peers.serve(connection)
+        is_frontend = connection.peer_hello.pool is None
+        await self._peers.serve(connection, self._outbox.attach if is_frontend else None)
 
     def _on_message(self, connection: Connection, message: Message) -> None:
         match message:
@@ -229,9 +237,7 @@ class Worker:
                 for request_id, attempt in message.attempts:
                     self._cancel(request_id, attempt)
             case Offer():
-                refusal = self._answer_offer(connection, message.handoff)
-                reply = OfferReply(lease_id=message.handoff.lease_id, refusal=refusal)
-                connection.send(reply)
+                connection.send(self._answer_offer(connection, message.handoff))
             case OfferReply():
                 self._prefilling.on_offer_reply(message)
             case Publish():
@@ -251,19 +257,24 @@ class Worker:
         elif self._attempts.begin(request.request_id, submission.attempt, frontend_id):
             self._prefilling.submit(frontend_id, submission)
 
-    def _answer_offer(self, connection: Connection, handoff: Handoff) -> str | None:
-        if self.state is not WorkerState.READY:
-            return f"the worker is {self.state}"
-        if connection.peer_hello.layout_digest != self.engine.layout.layout_digest:
+    def _answer_offer(self, connection: Connection, handoff: Handoff) -> OfferReply:
+        refusal: str | None = None
+        # While it drains too: the request was placed before, and has nowhere else to go.
+        if self.state not in (WorkerState.READY, WorkerState.DRAINING):
+            refusal = f"the worker is {self.state}"
+        elif connection.peer_hello.layout_digest != self.engine.layout.layout_digest:
             theirs, ours = connection.peer_hello.layout_text, self.engine.layout.describe()
-            return f"unlike KV layouts: offered is {theirs}, and this worker has {ours}"
+            refusal = f"unlike KV layouts: offered is {theirs}, and this worker has {ours}"
+        if refusal is not None:
+            return OfferReply(lease_id=handoff.lease_id, refusal=refusal, is_final=True)
         return self._pulling.on_offer(connection, handoff)
 
     def _cancel(self, request_id: str, attempt: int) -> None:
-        self._attempts.cancel(request_id, attempt)
-        self._prefilling.cancel(request_id, attempt)
-        self._pulling.cancel(request_id, attempt)
-        self._decoding.cancel(request_id, attempt)
+        ended = self._attempts.cancel(request_id, attempt)
+        if ended is not None:
+            self._prefilling.cancel(request_id, ended)
+            self._pulling.cancel(request_id, ended)
+            self._decoding.cancel(request_id, ended)
 
     def _fail_handoff(self, handoff: Handoff, reason: str) -> None:
         self._outbox.fail(handoff.frontend_id, handoff.request.request_id, handoff.attempt, reason)
@@ -275,6 +286,7 @@ class Worker:
                 self._cancel(request_id, attempt)
         self._pulling.on_owner_lost(connection)
         self._lending.on_reader_lost(connection)
+        self._prefilling.on_reader_lost(connection)
 
     def _on_step(self, output: StepOutput) -> None:
         try:

@@ -6,16 +6,18 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
+from ray._private.state import actors
 
 from pdray.cluster.client import RayControllerClient
 from pdray.cluster.launch import down
 from pdray.cluster.messages import ControllerStatus
-from pdray.cluster.names import NAMESPACE, living_actors
+from pdray.cluster.names import NAMESPACE, application_prefix, living_actors
 from pdray.config import PdrayConfig, parse_config
 from pdray.core.request import Request, SamplingParams
 from pdray.frontend.frontend import Frontend
@@ -127,7 +129,32 @@ def kill(name: str) -> None:
     ray.kill(ray.get_actor(name, namespace=NAMESPACE))
 
 
-async def until_gone(application: str) -> None:
+def processes_of(application: str) -> dict[str, psutil.Process]:
+    """The operating system's processes of an application's living actors, by actor name."""
+    prefix = application_prefix(application)
+    return {
+        actor["Name"]: psutil.Process(actor["Pid"])
+        for actor in actors().values()
+        if actor["Name"].startswith(prefix) and actor["State"] == "ALIVE"
+    }
+
+
+async def until_ended(processes: Iterable[psutil.Process]) -> None:
     """The test's own time limit is the limit."""
+    while any(is_alive(process) for process in processes):
+        await asyncio.sleep(0.1)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def until_gone(application: str) -> None:
+    """No actor of it is known to Ray, and none of the processes there were is left."""
+    processes = processes_of(application)
     while await living_actors(application):
         await asyncio.sleep(0.1)
+    await until_ended(processes.values())

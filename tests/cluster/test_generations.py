@@ -8,20 +8,44 @@ import pytest
 
 from pdray.cluster.launch import up
 from pdray.cluster.names import controller_name, living_actors, worker_name
-from tests.cluster.conftest import NUM_CPUS, ClusterFrontend, MakeConfig
+from pdray.config import PdrayConfig
+from tests.cluster.conftest import (
+    NUM_CPUS,
+    ClusterFrontend,
+    MakeConfig,
+    kill,
+    processes_of,
+    until_ended,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# Each worker takes half of the machine: two generations cannot stand side by side.
+CROWDED = {"laptop": {"resources_per_worker": {"CPU": NUM_CPUS / 2}}}
+
+
+def names_of(config: PdrayConfig) -> list[str]:
+    generation = config.generation
+    return [
+        controller_name("app", generation),
+        worker_name("app", generation, "decode", 0),
+        worker_name("app", generation, "prefill", 0),
+    ]
+
+
+async def until_only(config: PdrayConfig) -> None:
+    while await living_actors("app") != names_of(config):
+        await asyncio.sleep(0.1)
 
 
 async def test_a_new_generation_gets_the_room_of_the_old_which_finishes_its_requests(
     make_config: MakeConfig,
 ) -> None:
-    # Each worker takes half of the machine: two generations cannot stand side by side.
-    groups = {"laptop": {"resources_per_worker": {"CPU": NUM_CPUS / 2}}}
-    old = make_config(node_groups=groups)
-    new = make_config(node_groups=groups, dtype="bfloat16")
+    old = make_config(node_groups=CROWDED)
+    new = make_config(node_groups=CROWDED, dtype="bfloat16")
     assert old.generation != new.generation
     await asyncio.to_thread(up, old)
+    old_processes = processes_of("app")
     async with ClusterFrontend(old) as frontend:
         expected = await frontend.generate("undisturbed", max_tokens=400)
         stream = frontend.stream("disturbed", max_tokens=400)
@@ -30,13 +54,40 @@ async def test_a_new_generation_gets_the_room_of_the_old_which_finishes_its_requ
         tokens += [token async for token in stream]
         assert tokens == expected
         await taking_over
-    generation = new.generation
-    while len(await living_actors("app")) > 3:
-        await asyncio.sleep(0.1)
-    assert await living_actors("app") == [
-        controller_name("app", generation),
-        worker_name("app", generation, "decode", 0),
-        worker_name("app", generation, "prefill", 0),
-    ]
+    await until_only(new)
+    await until_ended(old_processes.values())
     async with ClusterFrontend(new) as frontend:
         assert len(await frontend.generate("new")) == 16
+
+
+async def test_an_old_controller_that_dies_stays_retired_and_goes_on_giving_room(
+    make_config: MakeConfig,
+) -> None:
+    old = make_config(node_groups=CROWDED)
+    new = make_config(node_groups=CROWDED, dtype="bfloat16")
+    await asyncio.to_thread(up, old)
+    async with ClusterFrontend(old) as frontend:
+        taking_over = asyncio.create_task(asyncio.to_thread(up, new))
+        # Its frontend remakes it at once, whether or not anybody has heard that it is retired.
+        while controller_name("app", new.generation) not in await living_actors("app"):
+            await asyncio.sleep(0.01)
+        kill(controller_name("app", old.generation))
+        await frontend.until(lambda status: status.is_retired)
+        await taking_over
+        assert (await frontend.client.status()).is_retired
+    await until_only(new)
+
+
+async def test_an_old_generation_that_is_deployed_again_fills_its_places_again(
+    make_config: MakeConfig,
+) -> None:
+    first = make_config(node_groups=CROWDED)
+    second = make_config(node_groups=CROWDED, dtype="bfloat16")
+    await asyncio.to_thread(up, first)
+    async with ClusterFrontend(first) as frontend:  # its controller lives on, retired
+        expected = await frontend.generate("before")
+        await asyncio.to_thread(up, second)
+        assert (await frontend.client.status()).is_retired
+        await asyncio.to_thread(up, first)
+        await until_only(first)
+        assert await frontend.generate("after") == expected

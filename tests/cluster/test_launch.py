@@ -11,7 +11,13 @@ from pdray.cluster.launch import down, up
 from pdray.cluster.messages import ControllerStatus
 from pdray.cluster.names import controller_name, living_actors, worker_name
 from pdray.core.errors import UnavailableError
-from tests.cluster.conftest import ClusterFrontend, MakeConfig
+from tests.cluster.conftest import (
+    ClusterFrontend,
+    MakeConfig,
+    is_alive,
+    processes_of,
+    until_ended,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -31,8 +37,11 @@ async def test_up_makes_every_actor_once_and_down_leaves_none(make_config: MakeC
         alone, together = await one.generate("a"), await other.generate("b")
         assert alone == together
         assert len(alone) == 16
+    processes = processes_of("app")
+    assert len(processes) == 3
     await asyncio.to_thread(down, config)
     assert await living_actors("app") == []
+    await until_ended(processes.values())
 
 
 async def test_two_applications_do_not_see_each_other(make_config: MakeConfig) -> None:
@@ -41,8 +50,12 @@ async def test_two_applications_do_not_see_each_other(make_config: MakeConfig) -
     await asyncio.gather(asyncio.to_thread(up, one), asyncio.to_thread(up, other))
     async with ClusterFrontend(other) as frontend:
         before = await frontend.client.status()
+        processes, others = processes_of("one"), processes_of("other")
+        assert (len(processes), len(others)) == (3, 3)
         await asyncio.to_thread(down, one)
         assert await living_actors("one") == []
+        await until_ended(processes.values())
+        assert all(is_alive(process) for process in others.values())
         assert await frontend.generate("a")
         after = await frontend.client.status()
         assert worker_ids(after) == worker_ids(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,15 @@ import ray
 from pdray.cluster.launch import down, in_use, up
 from pdray.cluster.names import controller_name, is_controller, living_actors, worker_name
 from pdray.config import PdrayConfig
-from tests.cluster.conftest import ClusterFrontend, MakeConfig, config_of, kill, until_gone
+from tests.cluster.conftest import (
+    ClusterFrontend,
+    MakeConfig,
+    config_of,
+    kill,
+    processes_of,
+    until_ended,
+    until_gone,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -68,6 +77,41 @@ async def test_a_dead_worker_is_followed_by_another(app: PdrayConfig) -> None:
         assert await waiting == expected
 
 
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+async def test_a_worker_that_hangs_is_killed_and_followed_by_another(
+    make_config: MakeConfig, pool: str
+) -> None:
+    config = make_config(controller={"worker_lease_s": 5.0, "unused_exit_s": 30.0})
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("before")
+        before = {w.pool: w.worker_id for w in (await frontend.client.status()).workers}
+        process = processes_of("app")[worker_name("app", config.generation, pool, 0)]
+        process.send_signal(signal.SIGSTOP)
+        await frontend.until(lambda status: not status.is_ready)
+        await until_ended([process])
+        status = await frontend.until(lambda status: status.is_ready)
+        after = {w.pool: w.worker_id for w in status.workers}
+        assert {p for p in before if before[p] != after[p]} == {pool}
+        assert await frontend.generate("after") == expected
+
+
+async def test_a_controller_that_hangs_is_killed_and_interrupts_no_worker(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(controller={"worker_lease_s": 60.0, "unused_exit_s": 30.0})
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("before")
+        before = await frontend.client.status()
+        process = processes_of("app")[controller_name("app", config.generation)]
+        process.send_signal(signal.SIGSTOP)
+        assert await frontend.generate("after") == expected
+        after = await frontend.until(lambda status: status.is_ready)
+        assert [w.worker_id for w in after.workers] == [w.worker_id for w in before.workers]
+        await until_ended([process])
+
+
 async def test_an_application_whose_driver_ended_ends_by_itself(make_config: MakeConfig) -> None:
     config = make_config(controller={"worker_lease_s": 30.0, "unused_exit_s": 2.0})
     code = (
@@ -80,7 +124,7 @@ async def test_an_application_whose_driver_ended_ends_by_itself(make_config: Mak
     await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", code, address, config.model_dump_json()], check=True
     )
-    assert any(map(is_controller, await living_actors("app"))), "it was never there"
+    assert any(map(is_controller, processes_of("app"))), "it was never there"
     await until_gone("app")
 
 
@@ -101,5 +145,8 @@ async def test_workers_that_no_controller_renews_end_by_themselves(
 ) -> None:
     config = make_config(controller={"worker_lease_s": 8.0, "unused_exit_s": 60.0})
     await asyncio.to_thread(up, config)
+    processes = processes_of("app")
+    assert len(processes) == 3
     kill(controller_name("app", config.generation))
     await until_gone("app")
+    await until_ended(processes.values())

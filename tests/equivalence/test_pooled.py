@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pdray.core.errors import InvalidRequestError, OverloadedError, SlowReaderError
+from pdray.core.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    SlowReaderError,
+    UnavailableError,
+    WorkerLostError,
+)
 from pdray.local import LocalCluster
 from tests.local_cluster import config_of, random_prompts, request_of, tokens_of, until_idle
 
@@ -187,3 +193,31 @@ async def test_a_lost_frontend_costs_its_requests_only(tiny_model_path: Path) ->
         await cluster.frontend.stop()
         await until_idle(cluster)
         await stream.aclose()
+
+
+async def test_one_mixed_worker_serves_alone(
+    tiny_model_path: Path, generate_reference: Callable[[list[int], int], list[int]]
+) -> None:
+    engine = config_of(tiny_model_path).pools["prefill"].engine.model_dump(exclude_none=True)
+    pools = {"all": {"role": "mixed", "node_groups": ["laptop"], "engine": engine}}
+    prompts = random_prompts([1, 40, 100, 200])
+    async with LocalCluster(config_of(tiny_model_path, pools=pools), tiny_model_path) as cluster:
+        requests = [request_of(prompt, request_id=str(i)) for i, prompt in enumerate(prompts)]
+        together = await asyncio.gather(*(tokens_of(cluster, each) for each in requests))
+        await until_idle(cluster)
+    assert together == [generate_reference(prompt, 16) for prompt in prompts]
+
+
+async def test_a_crashed_worker_fails_its_requests(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LocalCluster(config_of(tiny_model_path), tiny_model_path) as cluster:
+        (decode,) = cluster.workers_of("decode")
+        stream = cluster.frontend.generate(request_of([5] * 20, 400))
+        await anext(stream)
+        monkeypatch.setattr(decode.engine, "step", lambda: 1 / 0)
+        with pytest.raises(WorkerLostError, match="worker decode-0-local was lost"):
+            async for _ in stream:
+                pass
+        with pytest.raises(UnavailableError):
+            await tokens_of(cluster, request_of([5] * 20, request_id="next"))

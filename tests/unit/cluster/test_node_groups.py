@@ -28,9 +28,9 @@ def test_groups_are_tried_in_order_and_each_round_is_more_patient() -> None:
     assert choice.group == "best"
 
 
-def test_patience_has_a_bound_and_an_only_group_needs_none() -> None:
+def test_patience_has_a_bound_which_is_that_of_an_only_group() -> None:
     choice = GroupChoice(("a", "b"))
     for _ in range(100):
         choice.next()
     assert choice.patience_s == 600.0
-    assert GroupChoice(("only",)).patience_s is None
+    assert GroupChoice(("only",)).patience_s == 600.0

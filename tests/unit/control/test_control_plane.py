@@ -229,3 +229,24 @@ def test_limits_are_those_of_the_largest_pair_of_one_layout() -> None:
     assert control.limits() == ServingLimits(max_model_len=4096, max_sequence_tokens=small)
     control.worker_joined(make_info("p2", Role.PREFILL, layout_digest="b"), 0.0)
     assert control.limits() == ServingLimits(max_model_len=4096, max_sequence_tokens=large)
+
+
+def test_what_a_frontend_does_not_name_when_it_resumes_has_ended() -> None:
+    control = make_control()
+    control.place("f", asks("a", "b", "c"), 0.0)
+    placed_b = InFlight(ask=make_ask("b"), prefill_id=P, decode_id=D)
+    control.resume("f", [placed_b], 1.0)  # the report that "a" had finished was lost
+    assert placed_ids(control.take_decisions()) == ["c"]
+    assert control.num_in_flight == 2
+    control.finished("f", ["b", "c"], 2.0)
+    assert control.num_in_flight == 0
+    control.check_integrity()
+
+
+def test_a_frontend_that_was_thought_gone_may_ask_again() -> None:
+    control = make_control(with_workers=False)
+    control.place("f", asks("a"), 0.0)
+    control.tick(60.0)
+    (refusal,) = control.take_decisions()
+    assert isinstance(refusal, Refusal)
+    assert refusal.retry_after_s is not None

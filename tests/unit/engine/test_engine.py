@@ -244,6 +244,17 @@ class TestBlocks:
         # ceil(154 / 16) in the full group, three at most in the sliding one.
         assert most <= 10 + 3
 
+    def test_a_lent_prompt_that_fills_its_worker_does_not_end_the_request(
+        self, make_engine: MakeEngine
+    ) -> None:
+        engine = make_engine(max_model_len=40)
+        lent = sequence_of(request_of(prompt_of(40)), is_lent=True)
+        assert engine.allocate(lent, 40)
+        engine.add(lent)
+        output = last_output(engine)
+        assert len(output.token_ids) == 1
+        assert output.finish_reason is None
+
     def test_quarantined_blocks_wait_for_the_last_read(self, engine: Engine) -> None:
         taken = sequence_of(request_of(prompt_of(100)))
         engine.reserve(taken, 10)

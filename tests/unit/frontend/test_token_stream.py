@@ -102,6 +102,15 @@ async def test_a_reader_that_falls_too_far_behind_is_cut() -> None:
         await read_all(tokens)
 
 
+async def test_the_last_tokens_are_read_however_many_come_at_once() -> None:
+    tokens = stream(limit=3)
+    tokens.push(chunk(1, 2, 3, 4, 5, end=True))
+    reading = asyncio.create_task(read_all(tokens))
+    await asyncio.sleep(0)
+    tokens.push(chunk(0, 1))
+    assert await asyncio.wait_for(reading, 10) == [1, 2, 3, 4, 5]
+
+
 async def test_a_last_chunk_without_tokens_ends_the_stream() -> None:
     tokens = stream()
     tokens.push(chunk(0, 5))

@@ -30,8 +30,16 @@ def test_a_cancel_that_overtakes_its_submit_wins() -> None:
 def test_a_late_cancel_of_an_old_attempt_leaves_the_new_one_alone() -> None:
     table = AttemptTable(ManualClock())
     assert table.begin("r", 2, "f")
-    table.cancel("r", 1)
+    assert table.cancel("r", 1) is None
     assert table.is_live("r", 2)
+
+
+def test_a_cancel_ends_older_attempts_too_and_says_which() -> None:
+    table = AttemptTable(ManualClock())
+    assert table.begin("r", 1, "f")
+    assert table.cancel("r", 3) == 1
+    assert not table.begin("r", 2, "f")
+    assert table.cancel("r", 3) is None
 
 
 def test_ending_twice_does_no_harm() -> None:

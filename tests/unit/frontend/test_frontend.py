@@ -1,0 +1,191 @@
+"""A real frontend, with its controller's answers given and its workers played."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from pdray.core.errors import WorkerLostError
+from pdray.core.placement import (
+    Placement,
+    PlacementAsk,
+    Queued,
+    Refusal,
+    ServingLimits,
+    WorkerAddress,
+)
+from pdray.core.request import FinishReason, TokenChunk, WorkerId
+from pdray.frontend.frontend import Frontend
+from pdray.frontend.token_stream import TokenDelta
+from pdray.link.connection import Connection
+from pdray.link.messages import Cancel, Submission, Submit, Tokens
+from tests.local_cluster import request_of
+from tests.worker_peer import LINK_KEY, Peer, closing, until
+
+
+@dataclass(slots=True, eq=False)
+class OneAnswer:
+    """A controller that places everything alike."""
+
+    prefill: WorkerAddress
+    decodes: tuple[WorkerAddress, ...]
+    finished_ids: list[str] = field(default_factory=list)
+
+    async def place(self, asks: Sequence[PlacementAsk]) -> Sequence[Placement | Queued | Refusal]:
+        return [
+            Placement(
+                request_id=ask.request_id, prefill=self.prefill, decode_candidates=self.decodes
+            )
+            for ask in asks
+        ]
+
+    async def wait(self, request_id: str) -> Placement | Refusal:
+        raise AssertionError("nothing is queued here")
+
+    def finished(self, request_ids: Sequence[str]) -> None:
+        self.finished_ids += request_ids
+
+    async def limits(self) -> ServingLimits:
+        return ServingLimits(max_model_len=512, max_sequence_tokens=512)
+
+
+@dataclass(slots=True, eq=False)
+class Scene:
+    prefill: Peer
+    decodes: list[Peer]
+    controller: OneAnswer
+    frontend: Frontend
+    deltas: list[TokenDelta] = field(default_factory=list)
+
+    def start(self) -> asyncio.Task[None]:
+        async def read() -> None:
+            async for delta in self.frontend.generate(request_of([5] * 10)):
+                self.deltas.append(delta)
+
+        return asyncio.create_task(read())
+
+    async def submitted(self) -> tuple[Connection, Submission]:
+        link, submit = await self.prefill.receive(Submit)
+        (submission,) = submit.submissions
+        return link, submission
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    prefill, *decodes = (Peer(peer_id, layout_digest="same") for peer_id in ("p", "d1", "d2"))
+    async with closing(prefill, *decodes):
+        addresses = [await decode.listen() for decode in decodes]
+        controller = OneAnswer(await prefill.listen(), tuple(addresses))
+        frontend = Frontend("f", controller, max_unread_tokens=8)
+        yield Scene(prefill, decodes, controller, frontend)
+        await frontend.stop()
+
+
+def tokens(
+    index: int, *token_ids: int, decode_id: str | None = None, is_last: bool = False
+) -> Tokens:
+    chunk = TokenChunk(
+        request_id="r",
+        attempt=1,
+        index=index,
+        token_ids=token_ids,
+        finish_reason=FinishReason.LENGTH if is_last else None,
+        decode_worker_id=None if decode_id is None else WorkerId(decode_id),
+    )
+    return Tokens(chunks=(chunk,))
+
+
+async def link_of(decode: Peer, frontend_id: str = "f") -> Connection:
+    """The frontend's link as the decode worker sees it."""
+    await until(lambda: frontend_id in decode.links._incoming)
+    return decode.links._incoming[frontend_id].connection
+
+
+async def test_tokens_of_two_workers_in_the_wrong_order_are_one_stream(scene: Scene) -> None:
+    reading = scene.start()
+    link, submission = await scene.submitted()
+    assert [each.worker_id for each in submission.decode_candidates] == ["d1", "d2"]
+    (await link_of(scene.decodes[1])).send(tokens(1, 12, is_last=True))
+    link.send(tokens(0, 11, decode_id="d2"))
+    await reading
+    assert [token for delta in scene.deltas for token in delta.token_ids] == [11, 12]
+    assert scene.controller.finished_ids == ["r"]
+
+
+async def test_a_lost_prefill_worker_fails_the_request(scene: Scene) -> None:
+    reading = scene.start()
+    link, _ = await scene.submitted()
+    await link.close()
+    with pytest.raises(WorkerLostError, match="worker p was lost while the request was prefilling"):
+        await reading
+
+
+async def test_one_lost_candidate_of_two_does_no_harm(scene: Scene) -> None:
+    reading = scene.start()
+    link, _ = await scene.submitted()
+    await (await link_of(scene.decodes[0])).close()
+    link.send(tokens(0, 11, decode_id="d2"))
+    (await link_of(scene.decodes[1])).send(tokens(1, 12, is_last=True))
+    await reading
+
+
+async def test_with_all_candidates_lost_the_request_fails_and_is_cancelled(scene: Scene) -> None:
+    reading = scene.start()
+    await scene.submitted()
+    for decode in scene.decodes:
+        await (await link_of(decode)).close()
+    with pytest.raises(WorkerLostError, match="was lost while the request was prefilling"):
+        await reading
+    _, cancel = await scene.prefill.receive(Cancel)
+    assert cancel.attempts == (("r", 1),)
+
+
+async def test_a_decode_worker_that_was_lost_before_the_first_token_is_not_waited_for(
+    scene: Scene,
+) -> None:
+    reading = scene.start()
+    link, _ = await scene.submitted()
+    await (await link_of(scene.decodes[0])).close()
+    await until(lambda: "d1" not in scene.frontend._peers._outgoing)
+    link.send(tokens(0, 11, decode_id="d1"))
+    with pytest.raises(WorkerLostError, match="worker d1 was lost"):
+        await reading
+    assert [delta.token_ids for delta in scene.deltas] == [(11,)]
+
+
+async def test_a_prefill_worker_lost_while_other_links_are_made_is_not_waited_for(
+    scene: Scene,
+) -> None:
+    """The last decode worker takes the connection and says nothing, until it hangs up."""
+    dialled = asyncio.Queue[asyncio.StreamWriter]()
+    silent = await asyncio.start_server(lambda _, w: dialled.put_nowait(w), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    address = WorkerAddress(
+        worker_id=WorkerId("silent"), host="127.0.0.1", port=port, link_key=LINK_KEY
+    )
+    scene.controller.decodes += (address,)
+    reading = scene.start()
+    writer = await dialled.get()
+    prefill = await link_of(scene.prefill)
+    await until(lambda: "p" in scene.frontend._peers._outgoing)
+    await prefill.close()
+    await until(lambda: "p" not in scene.frontend._peers._outgoing)
+    writer.transport.abort()
+    with pytest.raises(WorkerLostError, match="worker p was lost"):
+        await asyncio.wait_for(reading, 10)
+    silent.close()
+
+
+async def test_a_place_is_given_back_when_all_tokens_have_come_read_or_not(scene: Scene) -> None:
+    stream = scene.frontend.generate(request_of([5] * 10))
+    first = asyncio.ensure_future(anext(stream))
+    link, _ = await scene.submitted()
+    link.send(tokens(0, 11, decode_id="d1"))
+    await first
+    (await link_of(scene.decodes[0])).send(tokens(1, 12, is_last=True))
+    await until(lambda: scene.controller.finished_ids == ["r"])
+    await stream.aclose()
+    assert scene.controller.finished_ids == ["r"]
