@@ -13,16 +13,14 @@ import math
 from dataclasses import dataclass
 
 from pdray.core.errors import LinkError
-from pdray.core.handoff import Handoff, Watermark
-from pdray.core.placement import WorkerAddress
+from pdray.core.handoff import Watermark
 from pdray.core.request import WorkerId
 from pdray.engine.engine import Engine, SequenceOutput
 from pdray.engine.sequence import Sequence
-from pdray.link.connection import Connection
-from pdray.link.messages import Offer, OfferReply, Submission, Withdraw
-from pdray.link.peers import PeerLinks
+from pdray.link.messages import OfferReply, Submission
 from pdray.worker.attempts import AttemptTable
 from pdray.worker.lending import Lending
+from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
 from pdray.worker.tasks import Tasks
 
@@ -31,7 +29,6 @@ RETRY_S = 0.02
 PATIENCE = 10
 """Rounds that later prompts may overtake a refused one; then none passes it any more, so that
 a long prompt cannot starve behind short ones."""
-OFFER_TIMEOUT_S = 5.0
 
 
 class Phase(enum.StrEnum):
@@ -84,14 +81,6 @@ class Prompt:
         return request.sampling.max_tokens - len(request.output_token_ids) > 1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """An offer that waits for its answer."""
-
-    reader: Connection
-    reply: asyncio.Future[OfferReply]
-
-
 class Prefilling:
     """The prompts of one worker. Lives on the event loop; calls no blocking thing."""
 
@@ -99,21 +88,19 @@ class Prefilling:
         self,
         *,
         worker_id: WorkerId,
-        lease_s: float,
         max_tokens_per_step: int,
         engine: Engine,
-        peers: PeerLinks,
+        offering: Offering,
         lending: Lending,
         outbox: Outbox,
         attempts: AttemptTable,
         tasks: Tasks,
     ) -> None:
         self._worker_id = worker_id
-        self._lease_s = lease_s
         # The running step and the next one: enough that the engine never waits for an offer.
         self._lookahead_tokens = 2 * max_tokens_per_step
         self._engine = engine
-        self._peers = peers
+        self._offering = offering
         self._lending = lending
         self._outbox = outbox
         self._attempts = attempts
@@ -121,9 +108,7 @@ class Prefilling:
         self._waiting: list[Prompt] = []
         self._prompts: dict[tuple[str, int], Prompt] = {}
         self._by_lease: dict[str, Prompt] = {}
-        self._asked: dict[str, _Asked] = {}
         self._numbers = itertools.count()
-        self._lease_numbers = itertools.count()
 
     @property
     def num_waiting(self) -> int:
@@ -204,9 +189,12 @@ class Prefilling:
         may_ask_again = False
         for candidate in prompt.submission.decode_candidates:
             try:
-                reply = await self._ask(prompt, candidate)
+                reply = await self._offering.ask(prompt.sequence, prompt.frontend_id, candidate)
             except LinkError as error:
                 reply = OfferReply(lease_id="", refusal=str(error), is_final=True)
+            if reply.refusal is None:
+                prompt.lease_id, prompt.reader_id = reply.lease_id, candidate.worker_id
+                self._by_lease[reply.lease_id] = prompt
             if prompt.is_cancelled:
                 self._drop_offered(prompt)
                 return
@@ -239,53 +227,6 @@ class Prefilling:
     def _retry(self, prompt: Prompt) -> None:
         prompt.is_resting = False
         self.pump()
-
-    async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> OfferReply:
-        """The candidate's answer, with blocks lent to it where that is yes. Raises LinkError."""
-        reader = await self._peers.get(candidate)
-        lease_id = f"{self._worker_id}/{next(self._lease_numbers)}"
-        asked = _Asked(reader, asyncio.get_running_loop().create_future())
-        self._asked[lease_id] = asked
-        self._lending.offer(lease_id, reader)
-        reader.send(Offer(handoff=self._handoff(prompt, lease_id)))
-        try:
-            reply = await asyncio.wait_for(asked.reply, OFFER_TIMEOUT_S)
-        except TimeoutError:
-            reply = _unanswered(lease_id, f"no answer to an offer within {OFFER_TIMEOUT_S} s")
-            reader.send(Withdraw(lease_id=lease_id))
-        finally:
-            del self._asked[lease_id]
-        if reply.refusal is not None:
-            self._lending.refused(lease_id)
-        elif self._lending.accepted(lease_id, reader, prompt.sequence):
-            prompt.lease_id, prompt.reader_id = lease_id, candidate.worker_id
-            self._by_lease[lease_id] = prompt
-        else:
-            # What it has reserved must not wait, and then fail the request, for nothing.
-            reader.send(Withdraw(lease_id=lease_id))
-            reply = _unanswered(lease_id, "its answer came when the offer was over")
-        return reply
-
-    def _handoff(self, prompt: Prompt, lease_id: str) -> Handoff:
-        return Handoff(
-            lease_id=lease_id,
-            request=prompt.submission.request,
-            attempt=prompt.attempt,
-            frontend_id=prompt.frontend_id,
-            owner_id=self._worker_id,
-            lease_s=self._lease_s,
-        )
-
-    def on_offer_reply(self, message: OfferReply) -> None:
-        asked = self._asked.get(message.lease_id)
-        if asked is not None and not asked.reply.done():
-            asked.reply.set_result(message)
-
-    def on_reader_lost(self, reader: Connection) -> None:
-        """Offers on this link will not be answered any more."""
-        for lease_id, asked in self._asked.items():
-            if asked.reader is reader and not asked.reply.done():
-                asked.reply.set_result(_unanswered(lease_id, "its link was lost"))
 
     def on_step(self, output: SequenceOutput) -> None:
         """A chunk of a lent sequence is computed; after the last one there is a first token."""
@@ -367,7 +308,3 @@ class Prefilling:
     def _forget(self, prompt: Prompt) -> None:
         self._prompts.pop((prompt.request_id, prompt.attempt), None)
         self._attempts.end(prompt.request_id, prompt.attempt)
-
-
-def _unanswered(lease_id: str, why: str) -> OfferReply:
-    return OfferReply(lease_id=lease_id, refusal=why, is_final=False)

@@ -40,6 +40,7 @@ from pdray.worker.config import WorkerConfig
 from pdray.worker.decoding import Decoding
 from pdray.worker.engine_thread import EngineThread
 from pdray.worker.lending import Lending
+from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
 from pdray.worker.prefilling import Prefilling
 from pdray.worker.pulling import Pulling
@@ -76,12 +77,17 @@ class Worker:
             clock=self._clock,
             on_end=lambda lease_id, failure: self._prefilling.on_lease_end(lease_id, failure),
         )
-        self._prefilling = Prefilling(
+        self._offering = Offering(
             worker_id=config.worker_id,
             lease_s=config.lease_s,
+            peers=self._peers,
+            lending=self._lending,
+        )
+        self._prefilling = Prefilling(
+            worker_id=config.worker_id,
             max_tokens_per_step=config.engine.max_tokens_per_step,
             engine=engine,
-            peers=self._peers,
+            offering=self._offering,
             lending=self._lending,
             outbox=self._outbox,
             attempts=self._attempts,
@@ -239,7 +245,7 @@ class Worker:
             case Offer():
                 connection.send(self._answer_offer(connection, message.handoff))
             case OfferReply():
-                self._prefilling.on_offer_reply(message)
+                self._offering.on_reply(message)
             case Publish():
                 self._pulling.on_publish(message.watermark)
             case Withdraw():
@@ -286,7 +292,7 @@ class Worker:
                 self._cancel(request_id, attempt)
         self._pulling.on_owner_lost(connection)
         self._lending.on_reader_lost(connection)
-        self._prefilling.on_reader_lost(connection)
+        self._offering.on_reader_lost(connection)
 
     def _on_step(self, output: StepOutput) -> None:
         try:

@@ -18,7 +18,7 @@ from pdray.link.messages import (
     Tokens,
     Withdraw,
 )
-from pdray.worker import prefilling
+from pdray.worker import offering
 from pdray.worker.prefilling import PATIENCE
 from tests.local_cluster import request_of
 from tests.unit.worker.conftest import LEASE_S, Scene
@@ -155,7 +155,7 @@ async def test_a_frontend_that_dials_again_has_given_up_what_came_before(scene: 
 async def test_a_lost_decode_worker_is_not_waited_for(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefilling, "OFFER_TIMEOUT_S", 1000.0)
+    monkeypatch.setattr(offering, "OFFER_TIMEOUT_S", 1000.0)
     first = Peer("first", layout_digest="any")
     async with closing(first):
         await submit(scene, await first.listen(), await scene.other.listen())
@@ -168,12 +168,12 @@ async def test_a_lost_decode_worker_is_not_waited_for(
 async def test_an_answer_after_the_timeout_is_not_taken(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefilling, "OFFER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(offering, "OFFER_TIMEOUT_S", 0.01)
     await submit(scene, await scene.other.listen())
     link, late = await scene.other.receive(Offer)
     _, withdraw = await scene.other.receive(Withdraw)
     assert withdraw.lease_id == late.handoff.lease_id
-    monkeypatch.setattr(prefilling, "OFFER_TIMEOUT_S", 1000.0)
+    monkeypatch.setattr(offering, "OFFER_TIMEOUT_S", 1000.0)
     answer(link, late)
     while True:  # offers that were made with the short timeout are withdrawn, too
         link, message = await scene.other.receive(Offer | Withdraw)  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ async def test_an_answer_after_the_timeout_is_not_taken(
 async def test_a_yes_that_comes_when_the_lease_is_over_is_withdrawn(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefilling, "OFFER_TIMEOUT_S", 1000.0)
+    monkeypatch.setattr(offering, "OFFER_TIMEOUT_S", 1000.0)
     await submit(scene, await scene.other.listen())
     link, offer = await scene.other.receive(Offer)
     scene.clock.advance(LEASE_S)
