@@ -240,7 +240,8 @@ class RayControllerClient:
                 raise UnavailableError(f"the controller failed: {error}") from error
 
     async def _controller(self) -> ControllerHandle:
-        """Nobody gets a controller before that knows what this frontend has in flight."""
+        """Nobody gets a controller before that knows what this frontend has in flight, and what
+        waits, in order of arrival: those who wait for it ask again in any order."""
         async with self._making:
             if self._handle is None:
                 handle = await asyncio.to_thread(
@@ -248,6 +249,8 @@ class RayControllerClient:
                 )
                 in_flight = list(self._in_flight.values())
                 await _answer(handle, lambda c: c.resume.remote(self._frontend_id, in_flight))
+                asks = [ask for r, ask in self._open.items() if r not in self._in_flight]
+                await _answer(handle, lambda c: c.place.remote(self._frontend_id, asks))
                 self._handle = handle
             return self._handle
 

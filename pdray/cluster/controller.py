@@ -167,9 +167,9 @@ class ControllerActor:
     async def claim(self) -> Claim:
         return self._own_claim()
 
-    async def give_up_worker(self) -> bool:
-        """Drains and ends one worker; False where none was left."""
-        return await self._pools.give_up_one()
+    async def give_up_worker(self) -> None:
+        """Drains and ends one worker, if one is left."""
+        await self._pools.give_up_one()
 
     async def shutdown(self) -> None:
         """Ends all workers, then itself. Does not return: the actor dies."""

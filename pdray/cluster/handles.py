@@ -45,5 +45,5 @@ class ControllerHandle(Protocol):
     hold: RemoteMethod[[float], None]
     status: RemoteMethod[[], ControllerStatus]
     claim: RemoteMethod[[], Claim]
-    give_up_worker: RemoteMethod[[], bool]
+    give_up_worker: RemoteMethod[[], None]
     shutdown: RemoteMethod[[], None]

@@ -53,14 +53,11 @@ class WorkerPools:
         """From now on a worker that ends is followed by none."""
         self._may_make.clear()
 
-    async def give_up_one(self) -> bool:
-        """Drains and ends one worker, rather one that is not ready yet; False where none is
-        left."""
+    async def give_up_one(self) -> None:
+        """Drains and ends one worker, if one is left, rather one that is not ready yet."""
         slots = [slot for slot in self._slots.values() if slot.is_wanted]
-        if not slots:
-            return False
-        await min(slots, key=lambda slot: slot.is_ready).retire(drain=True)
-        return True
+        if slots:
+            await min(slots, key=lambda slot: slot.is_ready).retire(drain=True)
 
     async def stop(self) -> None:
         """Ends all workers at once."""

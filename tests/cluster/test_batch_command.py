@@ -22,7 +22,7 @@ TIMEOUT_S = 200.0
 NUM_LINES = 40
 
 JOB_SCRIPT = """
-import subprocess, sys, time, ray
+import subprocess, sys, time, psutil, ray
 from ray.util import list_named_actors
 context = ray.init(
     address="local", num_cpus=4, include_dashboard=True, dashboard_port=0, log_to_driver=False,
@@ -38,6 +38,12 @@ while True:
 print(done.stdout, done.stderr)
 actors = list_named_actors(all_namespaces=True)
 print("left:", [actor["name"] for actor in actors if actor["namespace"] == "pdray"])
+while [
+    process for process in psutil.Process().children(recursive=True)
+    if any(kind in " ".join(process.cmdline()) for kind in ("WorkerActor", "ControllerActor"))
+]:
+    time.sleep(0.1)
+print("no process left")
 ray.shutdown()
 sys.exit(done.returncode)
 """
@@ -137,4 +143,5 @@ def test_it_runs_unchanged_as_a_ray_job(make_batch: MakeBatch) -> None:
     shutil.rmtree(ray_folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "left: []" in done.stdout
+    assert "no process left" in done.stdout
     assert sorted(batch.answered()) == sorted(f"r{i}" for i in range(NUM_LINES))
