@@ -149,11 +149,15 @@ class RayControllerClient:
         return await self._call(lambda controller: controller.status.remote())
 
     async def metrics_text(self) -> bytes:
-        """One exposition of all workers, all frontends and the controller."""
-        others = await asyncio.wait_for(
-            self._call(lambda controller: controller.metrics.remote(self._frontend_id)),
-            _SCRAPE_TIMEOUT_S,
-        )
+        """One exposition of all workers, all frontends and the controller. Raises
+        UnavailableError where the controller does not answer in time."""
+        call = self._call(lambda controller: controller.metrics.remote(self._frontend_id))
+        try:
+            others = await asyncio.wait_for(call, _SCRAPE_TIMEOUT_S)
+        except TimeoutError:
+            raise UnavailableError(
+                f"the controller has not answered a scrape for {_SCRAPE_TIMEOUT_S:g} s"
+            ) from None
         return merge_expositions([self._own_text(), *others])
 
     async def _send_round(self) -> None:

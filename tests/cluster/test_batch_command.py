@@ -30,9 +30,11 @@ context = ray.init(
 )
 command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit"]
 command += ["--address", f"http://{context.dashboard_url}", "--", *sys.argv[2:]]
+deadline = time.monotonic() + 90
 while True:
     done = subprocess.run(command, capture_output=True, text=True)
-    if "No available agent" not in done.stderr:  # it starts after Ray itself
+    is_early = "No available agent" in done.stderr  # it starts after Ray itself
+    if not is_early or time.monotonic() > deadline:
         break
     time.sleep(1.0)
 print(done.stdout, done.stderr)
