@@ -52,10 +52,11 @@ class Served:
 
     def ready_line(self) -> str:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.log
-        self.look_at_processes()
-        return line
+        for line in self.process.stdout:
+            if line.startswith("pdray is ready"):
+                self.look_at_processes()
+                return line
+        raise AssertionError(self.log)
 
     def look_at_processes(self) -> None:
         """Remembers what runs below now, by id and start time, as ids are used again."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
+from pdray.cli.interruption import Interruption
 from pdray.cli.progress import Progress
 from pdray.core.errors import PdrayError
 
@@ -39,15 +40,15 @@ def run(args: argparse.Namespace) -> int:
     say = Progress()
     config = config_of(args)
     address = args.address or ray_address()
-    _take_signals()
+    interruption = Interruption(say)
+    interruption.take_signals()
     session = _open(config, address, say)
-    _take_signals()  # again: Ray has taken SIGTERM for itself
+    interruption.take_signals()
     try:
-        return _serve(config, session, say)
+        return _serve(config, session, say, interruption)
     finally:
         # Nothing may cut this short: it ends the processes.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        interruption.ignore_signals()
         session.close()
         say("stopped")
 
@@ -89,29 +90,28 @@ def _open(config: PdrayConfig, address: str | None, say: Progress) -> RaySession
     return session
 
 
-def _serve(config: PdrayConfig, session: RaySession, say: Progress) -> int:
+def _serve(
+    config: PdrayConfig, session: RaySession, say: Progress, interruption: Interruption
+) -> int:
     """From the deployment's start to its end; a second Ctrl-C cuts the end short."""
     from pdray.serve.deployment import Deployment  # not before: it reads what open_ray has set
 
     deployment = Deployment(config, session)
-    try:
+    exit_status = 0
+    with contextlib.suppress(KeyboardInterrupt):
         try:
             deployment.start(say)
             print(ready_line(config), flush=True)
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            say("stopping (Ctrl-C again: at once)")
-        except PdrayError as error:
+            interruption.wait()
+        except Exception as error:
+            if interruption.count > 0:
+                return exit_status  # it is what a library has made of the interrupt
+            if not isinstance(error, PdrayError):
+                raise
             say(f"failed: {error}")
-            return EXIT_ERROR
+            exit_status = EXIT_ERROR
         finally:
-            deployment.stop()
-    except KeyboardInterrupt:
-        say("stopping at once")
-    return 0
-
-
-def _take_signals() -> None:
-    """SIGTERM acts as Ctrl-C does, and Ctrl-C also where a shell had it ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+            # Ray prints an error when Serve's controller ends while asked to end.
+            with contextlib.redirect_stdout(io.StringIO()):
+                deployment.stop()
+    return exit_status
