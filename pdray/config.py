@@ -101,7 +101,7 @@ class EngineSettings(Section):
     max_batch_size: Count = 16
     max_model_len: Count = 4096
     num_threads: Count | None = None
-    attention_backend: str = "sdpa"
+    attention_backend: str = "auto"
     device: Device = "cpu"
 
 

@@ -19,6 +19,7 @@ def engine_config(
     max_batch_size: int = 16,
     max_model_len: int = 512,
     dtype: str = "float32",
+    attention_backend: str = "auto",
 ) -> EngineConfig:
     return EngineConfig(
         block_size=block_size,
@@ -26,7 +27,7 @@ def engine_config(
         max_tokens_per_step=max_tokens_per_step,
         max_batch_size=max_batch_size,
         max_model_len=max_model_len,
-        attention_backend="sdpa",
+        attention_backend=attention_backend,
         device="cpu",
         dtype=dtype,
         num_threads=1,

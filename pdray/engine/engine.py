@@ -85,7 +85,8 @@ class Engine:
             )
         self.storage = KVStorage(self.layout, self.pool.num_blocks, config.device)
         self._loaded = loaded
-        self._runner = Runner(loaded, self.storage, ATTENTION.get(config.attention_backend)())
+        backend = ATTENTION.get(config.attention_backend)(config.device, config.dtype)
+        self._runner = Runner(loaded, self.storage, backend)
         self._scheduler = Scheduler(
             groups=self.layout.groups,
             block_size=config.block_size,

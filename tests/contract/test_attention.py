@@ -186,7 +186,7 @@ class FarCacheOf:
 
 def run(backend: str, setup: Setup, cache: LayerCache) -> torch.Tensor:
     batch = build_batch(setup.plan, setup.layout.groups, BLOCK_SIZE)
-    attention = ATTENTION.get(backend)().plan(batch.groups[0], CPU)
+    attention = ATTENTION.get(backend)("cpu", setup.layout.dtype).plan(batch.groups[0], CPU)
     with torch.inference_mode():
         return attention.attend(
             cache,
@@ -231,9 +231,9 @@ def test_offsets_past_2_to_31_elements(backend: str, window: int | None) -> None
 
 @pytest.mark.parametrize("backend", ATTENTION.names())
 def test_long_contexts_go_tile_by_tile(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pdray.engine.attention import sdpa
+    from pdray.engine.attention import prompts
 
-    monkeypatch.setattr(sdpa, "MAX_SCORES", 1000)
+    monkeypatch.setattr(prompts, "MAX_SCORES", 1000)
     case = Case(MIXED, softcap=5.0, has_sinks=True, sliding_window=20)
     setup, cache = setup_of(case, CacheOf())
     out = run(backend, setup, cache)

@@ -183,7 +183,7 @@ def test_engine_config_has_the_pools_settings_in_bytes() -> None:
         max_tokens_per_step=128,
         max_batch_size=16,
         max_model_len=4096,
-        attention_backend="sdpa",
+        attention_backend="auto",
         device="cpu",
         dtype="float32",
         num_threads=1,

@@ -1,7 +1,6 @@
 """The reference backend: gathers each sequence's blocks, then plain torch. Any device.
 
-Tensor suffixes as in base.py; R queries of one sequence, C its context, G query heads of one
-KV head.
+Tensor suffixes as in scores.py.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pdray.engine.attention.base import AttentionParams, GroupBatch
+from pdray.engine.attention.prompts import PromptAttention
+from pdray.engine.attention.scores import additive, gather, softmax
 from pdray.kvcache.storage import LayerCache
-
-MAX_SCORES = 1 << 24
-"""Scores in memory at a time where they are made one by one: 64 MiB in fp32."""
 
 
 class SdpaBackend:
@@ -35,29 +32,12 @@ class DecodeRows:
     """Added to the scores: 0 or -inf."""
 
 
-@dataclass(frozen=True, slots=True)
-class PromptRows:
-    """A prompt's chunk: rows [start, end) of the step, positions from ``query_start`` on."""
-
-    start: int
-    end: int
-    query_start: int
-    first_position: int
-    """Of the oldest key that any of its queries sees."""
-    block_ids: torch.Tensor
-    block_offset: int
-    """Of that key in the first of the blocks."""
-
-
 class SdpaGroupAttention:
     def __init__(self, batch: GroupBatch, device: torch.device) -> None:
-        self._device = device
-        self._window = batch.sliding_window
         self._slot_blocks = torch.from_numpy(batch.slot_blocks_T).to(device)
         self._slot_offsets = torch.from_numpy(batch.slot_offsets_T).to(device)
         self._decodes = _plan_decodes(batch, device)
-        self._prompts = _plan_prompts(batch, device)
-        self._masks: dict[tuple[int, int], torch.Tensor | None] = {}
+        self._prompts = PromptAttention(batch, device)
 
     def attend(
         self,
@@ -74,71 +54,8 @@ class SdpaGroupAttention:
         out_TNH = query_NTH.new_empty(num_tokens, num_heads, value_KTH.shape[-1])
         for decodes in self._decodes:
             out_TNH[decodes.rows] = _attend_decodes(cache, query_NTH, decodes, params)
-        for prompt in self._prompts:
-            rows = slice(prompt.start, prompt.end)
-            if prompt.query_start == 0:
-                # The whole context is in this step: no need to read it back.
-                key_KCH, value_KCH = key_KTH[:, rows], value_KTH[:, rows]
-            else:
-                key_KCH, value_KCH = _gather_context(cache, prompt)
-            out_NRH = self._attend_prompt(query_NTH[:, rows], key_KCH, value_KCH, prompt, params)
-            out_TNH[rows] = out_NRH.transpose(0, 1)
+        self._prompts.attend(cache, query_NTH, key_KTH, value_KTH, params, out_TNH)
         return out_TNH
-
-    def _attend_prompt(
-        self,
-        query_NRH: torch.Tensor,
-        key_KCH: torch.Tensor,
-        value_KCH: torch.Tensor,
-        prompt: PromptRows,
-        params: AttentionParams,
-    ) -> torch.Tensor:
-        is_plain = params.softcap is None and params.sinks_N is None
-        if is_plain and key_KCH.shape[-1] == value_KCH.shape[-1]:
-            mask = self._mask(prompt)
-            return F.scaled_dot_product_attention(
-                query_NRH[None],
-                key_KCH[None],
-                value_KCH[None],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=params.scaling,
-                enable_gqa=True,
-            )[0]
-        # One tile of queries at a time, or the scores of a long context would not fit.
-        tile = max(1, MAX_SCORES // (query_NRH.shape[0] * key_KCH.shape[1]))
-        num_rows = query_NRH.shape[1]
-        outs = []
-        for start in range(0, num_rows, tile):
-            end = min(num_rows, start + tile)
-            seen_RC = _visible(
-                range(prompt.query_start + start, prompt.query_start + end),
-                range(prompt.first_position, prompt.first_position + key_KCH.shape[1]),
-                self._window,
-                self._device,
-            )
-            mask_RC = _additive(seen_RC)
-            queries = query_NRH[:, start:end]
-            outs.append(_attend_explicitly(queries, key_KCH, value_KCH, mask_RC, params))
-        return torch.cat(outs, dim=1)
-
-    def _mask(self, prompt: PromptRows) -> torch.Tensor | None:
-        """[R, C], True where a query sees a key; None for plain causal from position 0 on."""
-        key = (prompt.start, prompt.end)
-        if key not in self._masks:
-            num_queries = prompt.end - prompt.start
-            end = prompt.query_start + num_queries
-            is_all_in_window = self._window is None or end <= self._window
-            if prompt.query_start == 0 and is_all_in_window:
-                self._masks[key] = None
-            else:
-                self._masks[key] = _visible(
-                    range(prompt.query_start, end),
-                    range(prompt.first_position, end),
-                    self._window,
-                    self._device,
-                )
-        return self._masks[key]
 
 
 def _plan_decodes(batch: GroupBatch, device: torch.device) -> list[DecodeRows]:
@@ -160,52 +77,10 @@ def _plan_decodes(batch: GroupBatch, device: torch.device) -> list[DecodeRows]:
             DecodeRows(
                 torch.from_numpy(rows).to(device),
                 torch.from_numpy(tables.reshape(-1)).to(device),
-                _additive(torch.from_numpy(seen).to(device)),
+                additive(torch.from_numpy(seen).to(device)),
             )
         )
     return plans
-
-
-def _plan_prompts(batch: GroupBatch, device: torch.device) -> list[PromptRows]:
-    ends = np.cumsum(batch.query_lens_S)
-    plans = []
-    for index in range(batch.num_decodes, len(ends)):
-        num_queries = int(batch.query_lens_S[index])
-        query_start = int(batch.query_starts_S[index])
-        first_block = int(batch.first_blocks_S[index])
-        first_position = first_block * batch.block_size
-        if batch.sliding_window is not None:
-            first_position = max(first_position, query_start - batch.sliding_window + 1)
-        table = batch.block_tables_SB[index, : batch.num_blocks_S[index]]
-        plans.append(
-            PromptRows(
-                start=int(ends[index]) - num_queries,
-                end=int(ends[index]),
-                query_start=query_start,
-                first_position=first_position,
-                block_ids=torch.from_numpy(np.ascontiguousarray(table)).to(device),
-                block_offset=first_position - first_block * batch.block_size,
-            )
-        )
-    return plans
-
-
-def _gather_context(cache: LayerCache, prompt: PromptRows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [K, C, H] from the first visible position to the chunk's end."""
-    num_keys = prompt.query_start + prompt.end - prompt.start - prompt.first_position
-    context = slice(prompt.block_offset, prompt.block_offset + num_keys)
-    key_KCH = _gather(cache.k_BKPH, prompt.block_ids)[:, context]
-    value_KCH = _gather(cache.v_BKPH, prompt.block_ids)[:, context]
-    return key_KCH, value_KCH
-
-
-def _gather(cache_BKPH: torch.Tensor, block_ids: torch.Tensor) -> torch.Tensor:
-    """[K, ids * P, H]. Head by head, as heads are outermost in a block: one copy, no transpose."""
-    _, num_heads, block_size, head_dim = cache_BKPH.shape
-    out = cache_BKPH.new_empty(num_heads, len(block_ids), block_size, head_dim)
-    for head in range(num_heads):
-        torch.index_select(cache_BKPH[:, head], 0, block_ids, out=out[head])
-    return out.view(num_heads, -1, head_dim)
 
 
 def _attend_decodes(
@@ -214,8 +89,8 @@ def _attend_decodes(
     """[S, N, H]."""
     num_seqs, context = decodes.mask_SC.shape
     num_kv_heads = cache.k_BKPH.shape[1]
-    key = _gather(cache.k_BKPH, decodes.block_ids).view(num_kv_heads * num_seqs, context, -1)
-    value = _gather(cache.v_BKPH, decodes.block_ids).view(num_kv_heads * num_seqs, context, -1)
+    key = gather(cache.k_BKPH, decodes.block_ids).view(num_kv_heads * num_seqs, context, -1)
+    value = gather(cache.v_BKPH, decodes.block_ids).view(num_kv_heads * num_seqs, context, -1)
     num_heads, _, head_dim = query_NTH.shape
     query_NSH = query_NTH[:, decodes.rows]
     query = query_NSH.view(num_kv_heads, -1, num_seqs, head_dim).transpose(1, 2)
@@ -223,59 +98,7 @@ def _attend_decodes(
     scores_KSGC = scores.view(num_kv_heads, num_seqs, -1, context)
     sinks = params.sinks_N
     sinks_KSG = None if sinks is None else sinks.view(num_kv_heads, 1, -1).expand(-1, num_seqs, -1)
-    weights = _softmax(scores_KSGC, decodes.mask_SC[:, None], sinks_KSG, params)
+    weights = softmax(scores_KSGC, decodes.mask_SC[:, None], sinks_KSG, params)
     out = torch.bmm(weights.to(value.dtype).view(num_kv_heads * num_seqs, -1, context), value)
     out_KSGH = out.view(num_kv_heads, num_seqs, -1, out.shape[-1])
     return out_KSGH.transpose(0, 1).reshape(num_seqs, num_heads, -1)
-
-
-def _attend_explicitly(
-    query_NRH: torch.Tensor,
-    key_KCH: torch.Tensor,
-    value_KCH: torch.Tensor,
-    mask_RC: torch.Tensor,
-    params: AttentionParams,
-) -> torch.Tensor:
-    """[N, R, H], the scores written out: for softcap, sinks, unequal head dims."""
-    num_heads, num_queries, head_dim = query_NRH.shape
-    num_kv_heads, context, _ = key_KCH.shape
-    query = query_NRH.reshape(num_kv_heads, -1, head_dim)
-    scores = torch.bmm(query, key_KCH.transpose(1, 2))
-    scores_KGRC = scores.view(num_kv_heads, -1, num_queries, context)
-    sinks = params.sinks_N
-    sinks_KGR = (
-        None if sinks is None else sinks.view(num_kv_heads, -1, 1).expand(-1, -1, num_queries)
-    )
-    weights = _softmax(scores_KGRC, mask_RC, sinks_KGR, params)
-    out = torch.bmm(weights.to(value_KCH.dtype).view(num_kv_heads, -1, context), value_KCH)
-    return out.view(num_heads, num_queries, -1)
-
-
-def _softmax(
-    scores: torch.Tensor,
-    mask: torch.Tensor,
-    sinks: torch.Tensor | None,
-    params: AttentionParams,
-) -> torch.Tensor:
-    """Over the last dimension, in fp32. A sink takes its share of the weight and gives nothing."""
-    scores = scores.float() * params.scaling
-    if params.softcap is not None:
-        scores = torch.tanh(scores / params.softcap) * params.softcap
-    scores = scores + mask
-    if sinks is None:
-        return scores.softmax(dim=-1)
-    with_sink = torch.cat([scores, sinks.float()[..., None]], dim=-1)
-    return with_sink.softmax(dim=-1)[..., :-1].contiguous()
-
-
-def _visible(queries: range, keys: range, window: int | None, device: torch.device) -> torch.Tensor:
-    """[R, C], True where the query at a position sees the key at another."""
-    query_R1 = torch.arange(queries.start, queries.stop, device=device)[:, None]
-    key_C = torch.arange(keys.start, keys.stop, device=device)
-    seen = key_C <= query_R1
-    return seen if window is None else seen & (key_C > query_R1 - window)
-
-
-def _additive(seen: torch.Tensor) -> torch.Tensor:
-    zeros = torch.zeros(seen.shape, device=seen.device)
-    return zeros.masked_fill_(~seen, float("-inf"))

@@ -1,0 +1,69 @@
+"""pdray's engine alone: no Ray, no frontend, steps called by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN, MAX_STEP_TOKENS
+from pdray.core.request import Request, SamplingParams
+from pdray.engine.config import EngineConfig
+from pdray.engine.engine import Engine, StepOutput
+from pdray.engine.sequence import Sequence
+
+
+class PdrayPeer:
+    def __init__(self, model: Path, dtype: str, num_threads: int) -> None:
+        self._engine = Engine.load(
+            model,
+            EngineConfig(
+                block_size=16,
+                kv_cache_bytes=2 << 30,
+                max_tokens_per_step=MAX_STEP_TOKENS,
+                max_batch_size=MAX_BATCH,
+                max_model_len=MAX_MODEL_LEN,
+                attention_backend="auto",
+                device="cpu",
+                dtype=dtype,
+                num_threads=num_threads,
+            ),
+        )
+
+    def decode_steps(self, prompts: list[list[int]], num_steps: int) -> list[float]:
+        self._add(prompts, num_steps + 1)
+        return [
+            step.step_s
+            for step in self._steps()
+            if step.num_prefill_tokens == 0 and step.num_decode_tokens == len(prompts)
+        ]
+
+    def prefill(self, prompts: list[list[int]]) -> float:
+        started_at = time.perf_counter()
+        self._add(prompts, 1)
+        for _ in self._steps():
+            pass
+        return time.perf_counter() - started_at
+
+    def _add(self, prompts: list[list[int]], max_tokens: int) -> None:
+        sampling = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0,
+            top_k=None,
+            top_p=1.0,
+            seed=0,
+            stop_token_ids=(),
+            ignore_eos=True,
+        )
+        for number, prompt in enumerate(prompts):
+            request = Request(
+                request_id=str(number),
+                prompt_token_ids=tuple(prompt),
+                output_token_ids=(),
+                sampling=sampling,
+            )
+            self._engine.add(Sequence.from_request(request, 1, is_lent=False))
+
+    def _steps(self) -> Iterator[StepOutput]:
+        while self._engine.wait_for_work(0):
+            yield self._engine.step()
