@@ -101,6 +101,7 @@ class EngineSettings(Section):
     max_batch_size: Count = 16
     max_model_len: Count = 4096
     num_threads: Count | None = None
+    tensor_parallel: Count = 1
     attention_backend: str = "auto"
     device: Device = "cpu"
 
@@ -115,6 +116,7 @@ class EngineOverrides(Section):
     max_batch_size: Count | None = None
     max_model_len: Count | None = None
     num_threads: Count | None = None
+    tensor_parallel: Count | None = None
     attention_backend: str | None = None
     device: Device | None = None
 
@@ -220,7 +222,10 @@ class PdrayConfig(Section):
 
             assert model_path is not None, "kv_memory_fraction needs the model's folder"
             fields["kv_cache_bytes"] = kv_cache_bytes_of_fraction(
-                settings.kv_memory_fraction, settings.device, model_path
+                settings.kv_memory_fraction,
+                settings.device,
+                model_path,
+                settings.tensor_parallel,
             )
         return EngineConfig(dtype=self.dtype, **fields)
 

@@ -86,11 +86,28 @@ def _engines(config: PdrayConfig) -> Iterator[Problem]:
                 value=engine.max_tokens_per_step,
                 accepted=f"should be at least block_size, {engine.block_size}{on}",
             )
-        if engine.device != "cpu" and "GPU" not in config.node_groups[group].resources_per_worker:
+        if engine.tensor_parallel > 1:
+            yield Problem(
+                key=f"{key}.tensor_parallel",
+                value=engine.tensor_parallel,
+                accepted="1, until handoffs move every rank's blocks",
+            )
+        if engine.device not in ("cpu", "cuda") and engine.tensor_parallel > 1:
+            yield Problem(
+                key=f"{key}.device",
+                value=engine.device,
+                accepted=f"cpu or cuda with tensor_parallel: rank i takes the i-th device{on}",
+            )
+        resources = config.node_groups[group].resources_per_worker
+        num_gpus = resources.get("GPU", 0)
+        # One rank may do with a part of a GPU; of several each takes its own.
+        is_short = num_gpus < engine.tensor_parallel if engine.tensor_parallel > 1 else not num_gpus
+        if engine.device != "cpu" and is_short:
             yield Problem(
                 key=f"node_groups.{group}.resources_per_worker",
-                value=config.node_groups[group].resources_per_worker,
-                accepted=f"should have GPU: 1, as pool {pool} asks for device {engine.device}",
+                value=resources,
+                accepted=f"should have GPU: {engine.tensor_parallel}, as pool {pool} asks for "
+                f"device {engine.device} and tensor_parallel {engine.tensor_parallel}",
             )
 
 

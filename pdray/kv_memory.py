@@ -10,11 +10,17 @@ from pdray.core.errors import ConfigError
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def kv_cache_bytes_of_fraction(fraction: float, device: str, model_path: Path) -> int:
+def kv_cache_bytes_of_fraction(
+    fraction: float, device: str, model_path: Path, num_ranks: int = 1
+) -> int:
     """Bytes that are left of ``fraction`` of the memory of ``device`` ("cpu" is the host) after
-    the model's weights. Raises ConfigError where nothing is left, or there is no such device."""
-    total = host_memory_bytes() if device == "cpu" else _cuda_memory_bytes(device)
-    weights = sum(path.stat().st_size for path in model_path.glob("*.safetensors"))
+    the model's weights, for each of the ranks: they share the host, and each has a GPU. Raises
+    ConfigError where nothing is left, or there is no such device."""
+    if device == "cpu":
+        total = host_memory_bytes() // num_ranks
+    else:
+        total = _cuda_memory_bytes(device)
+    weights = sum(path.stat().st_size for path in model_path.glob("*.safetensors")) // num_ranks
     left = int(total * fraction) - weights
     if left <= 0:
         raise ConfigError(

@@ -20,6 +20,7 @@ def engine_config(
     max_model_len: int = 512,
     dtype: str = "float32",
     attention_backend: str = "auto",
+    tensor_parallel: int = 1,
 ) -> EngineConfig:
     return EngineConfig(
         block_size=block_size,
@@ -31,6 +32,7 @@ def engine_config(
         device="cpu",
         dtype=dtype,
         num_threads=1,
+        tensor_parallel=tensor_parallel,
     )
 
 

@@ -16,6 +16,7 @@ ENGINE_KEYS = [
     "max_batch_size",
     "max_model_len",
     "num_threads",
+    "tensor_parallel",
     "attention_backend",
     "device",
 ]

@@ -27,6 +27,7 @@ class PdrayPeer:
                 device="cpu",
                 dtype=dtype,
                 num_threads=num_threads,
+                tensor_parallel=1,
             ),
         )
 

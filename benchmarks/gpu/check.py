@@ -63,6 +63,7 @@ def engine_on(device: str, folder: Path) -> Engine:
             device=device,
             dtype="float32",
             num_threads=None,
+            tensor_parallel=1,
         ),
     )
 

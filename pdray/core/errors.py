@@ -13,6 +13,7 @@
     +-- UnsupportedModelError       a model that pdray cannot serve, with the reason
     +-- LayoutMismatchError         two pools whose KV layouts cannot be converted
     +-- TransferError               a read of a peer's blocks failed
+    +-- RankLostError               a process of a tensor-parallel worker died: it cannot go on
     +-- LinkError                   a link could not be made or was lost
     |   +-- LinkRefusedError        the peer refused it: key, wire version or layout
     +-- IllegalTransitionError      a state machine was asked for an arrow it has not
@@ -72,6 +73,10 @@ class LayoutMismatchError(PdrayError):
 
 class TransferError(PdrayError):
     """A read of a peer's blocks failed, or the peer is unknown."""
+
+
+class RankLostError(PdrayError):
+    """A process of a tensor-parallel worker died, and the worker cannot go on without it."""
 
 
 class LinkError(PdrayError):

@@ -10,7 +10,8 @@ class EngineConfig:
     """One worker's engine settings, with node group overrides applied and sizes in bytes.
 
     ``block_size``, ``max_tokens_per_step`` and ``max_model_len`` count tokens; ``num_threads``
-    None leaves torch's own choice.
+    None leaves torch's own choice. With ``tensor_parallel`` ranks, ``kv_cache_bytes`` and
+    ``num_threads`` are each rank's.
     """
 
     block_size: int
@@ -22,3 +23,4 @@ class EngineConfig:
     device: str
     dtype: str
     num_threads: int | None
+    tensor_parallel: int

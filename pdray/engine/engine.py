@@ -18,18 +18,16 @@ import torch
 from pdray.core.errors import ConfigError, InvalidRequestError
 from pdray.core.handoff import BlockRun
 from pdray.core.request import FinishReason
-from pdray.engine.attention import ATTENTION
 from pdray.engine.batch import build_batch
 from pdray.engine.block_needs import first_needed_block, max_sequence_tokens
 from pdray.engine.config import EngineConfig
-from pdray.engine.model import LoadedModel, load_model
-from pdray.engine.runner import Runner
+from pdray.engine.model import LoadedModel, check_ranks, load_model
+from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampler import sample
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
+from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
 from pdray.kvcache.block_pool import BlockPool
-from pdray.kvcache.layout import KVLayout
-from pdray.kvcache.storage import KVStorage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +58,13 @@ class StepOutput:
 class Engine:
     """A model with its KV cache and its batch."""
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+    def __init__(
+        self, loaded: LoadedModel, config: EngineConfig, ranks: Ranks | None = None
+    ) -> None:
+        """``ranks`` are the engine's to close from here on, unless this raises."""
         _check_limits(loaded, config)
         self.config = config
-        self.layout = KVLayout.of_layers(
-            [layer.kv for layer in loaded.layers],
-            model_digest=loaded.digest,
-            block_size=config.block_size,
-            dtype=config.dtype,
-        )
+        self.layout = make_layout(loaded, config)
         self.pool = BlockPool(config.kv_cache_bytes // self.layout.block_bytes)
         self.max_sequence_tokens = max_sequence_tokens(
             self.layout.groups,
@@ -83,10 +79,11 @@ class Engine:
                 f"{self.layout.block_bytes} bytes; accepted: enough for one for each of the "
                 f"model's {len(self.layout.groups)} KV groups, and as many again for real use"
             )
-        self.storage = KVStorage(self.layout, self.pool.num_blocks, config.device)
         self._loaded = loaded
-        backend = ATTENTION.get(config.attention_backend)(config.device, config.dtype)
-        self._runner = Runner(loaded, self.storage, backend)
+        runner = make_runner(loaded, config, self.layout)
+        self.storage = runner.storage
+        self._runner = runner if ranks is None else LeadRunner(runner, ranks)
+        self.ranks = ranks
         self._scheduler = Scheduler(
             groups=self.layout.groups,
             block_size=config.block_size,
@@ -98,14 +95,32 @@ class Engine:
         self._is_woken = False
         self._in_step: frozenset[Sequence] = frozenset()
         self._after_step: list[Callable[[], None]] = []
+        if ranks is not None:
+            ranks.begin(self.layout.describe(), on_failure=self.wake)
 
     @classmethod
     def load(cls, model_path: Path, config: EngineConfig) -> Engine:
-        """Slow. Raises UnsupportedModelError, and ConfigError for limits that cannot be."""
+        """Slow. Raises UnsupportedModelError, ConfigError for limits that cannot be, and
+        RankLostError."""
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        loaded = load_model(model_path, dtype=config.dtype, device=config.device)
-        return cls(loaded, config)
+        if config.tensor_parallel == 1:
+            return cls(load_model(model_path, dtype=config.dtype, device=config.device), config)
+        check_ranks(model_path, config.tensor_parallel)
+        ranks = Ranks(model_path, config)
+        try:
+            loaded = load_model(
+                model_path, dtype=config.dtype, device=config.device, group=ranks.group
+            )
+            return cls(loaded, config, ranks)
+        except BaseException:
+            ranks.close()
+            raise
+
+    def close(self) -> None:
+        """Ends what runs beside this process; no step may follow. May be called twice."""
+        if self.ranks is not None:
+            self.ranks.close()
 
     # What others read
 
@@ -226,8 +241,10 @@ class Engine:
             self._changed.notify_all()
 
     def step(self) -> StepOutput:
-        """Schedules, runs, samples. With nothing to do it returns an empty output at once."""
+        """Schedules, runs, samples. With nothing to do it returns an empty output at once. Raises
+        RankLostError, after which there can be no other step."""
         started = time.perf_counter()
+        self._check_ranks()
         plan = self._schedule()
         token_ids: dict[Sequence, int | None] = {}
         try:
@@ -256,7 +273,13 @@ class Engine:
         logits = self._runner.run(batch)
         sampled = [chunk.sequence for chunk in batch.sampled_chunks]
         rows = [(seq.request.sampling, len(seq.output_token_ids)) for seq in sampled]
-        return dict(zip(sampled, sample(logits, rows), strict=True))
+        token_ids = sample(logits, rows)
+        self._check_ranks()  # on a GPU, sums without a rank end too, and are of nothing
+        return dict(zip(sampled, token_ids, strict=True))
+
+    def _check_ranks(self) -> None:
+        if self.ranks is not None:
+            self.ranks.check()
 
     def _end_step(self) -> None:
         self._in_step = frozenset()

@@ -27,6 +27,8 @@ from pdray.core.errors import UnsupportedModelError
 from pdray.engine.attention.routing import ROUTE_NAME, route_attention, route_mask, serving
 from pdray.engine.linear import pack_linears
 from pdray.engine.probe import PROBE_TOKENS, Probe, ProbedLayer
+from pdray.engine.tensor_parallel.group import RankGroup
+from pdray.engine.tensor_parallel.sharding import check_divides, load_sharded
 from pdray.kvcache.storage import TORCH_DTYPES
 
 AttentionInterface.register(ROUTE_NAME, route_attention)
@@ -61,18 +63,27 @@ class LoadedModel:
         return logits_SV
 
 
-def load_model(path: Path, *, dtype: str, device: str) -> LoadedModel:
-    """Raises UnsupportedModelError with the reason."""
+def load_model(
+    path: Path, *, dtype: str, device: str, group: RankGroup | None = None
+) -> LoadedModel:
+    """With a group, the part of this rank; every rank calls it. Raises UnsupportedModelError with
+    the reason."""
     config = AutoConfig.from_pretrained(path)
     _check_config(config)
+    model: PreTrainedModel
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=TORCH_DTYPES[dtype])
+        if group is None:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=TORCH_DTYPES[dtype])
+        else:
+            model = load_sharded(path, group, dtype=TORCH_DTYPES[dtype])
     except ValueError as error:
         raise UnsupportedModelError(f"{path}: {error}") from error
     model.eval().requires_grad_(False).to(device)
     _check_model(model)
     if model.device.type == "cpu":
         pack_linears(model)
+    if group is not None:
+        group.connect()
     layers = _probe(model)
     _check_modalities(model)
     return LoadedModel(
@@ -82,6 +93,13 @@ def load_model(path: Path, *, dtype: str, device: str) -> LoadedModel:
         eos_token_ids=_eos_token_ids(path, config),
         max_positions=_max_positions(config),
     )
+
+
+def check_ranks(path: Path, num_ranks: int) -> None:
+    """Raises UnsupportedModelError or ConfigError where the model cannot be split so."""
+    config = AutoConfig.from_pretrained(path)
+    _check_config(config)
+    check_divides(config, num_ranks)
 
 
 def model_digest(config: PreTrainedConfig) -> str:

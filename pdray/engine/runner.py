@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from pdray.engine.attention import ATTENTION
 from pdray.engine.attention.base import AttentionBackend, AttentionParams, GroupAttention
 from pdray.engine.attention.routing import AttentionCall, serving
 from pdray.engine.batch import Batch
+from pdray.engine.config import EngineConfig
 from pdray.engine.model import LoadedModel
+from pdray.kvcache.layout import KVLayout
 from pdray.kvcache.storage import KVStorage, LayerCache
 
 
 class Runner:
     def __init__(self, loaded: LoadedModel, storage: KVStorage, backend: AttentionBackend) -> None:
+        self.storage = storage
         self._loaded = loaded
-        self._storage = storage
         self._backend = backend
         self._device = loaded.model.device
         self._caches = {
@@ -24,7 +27,7 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
         """[S, V] for ``batch.sampled_rows``; the step's keys and values are in the arena then."""
-        self._storage.clear(batch.partial_block_ids)
+        self.storage.clear(batch.partial_block_ids)
         plans = [self._backend.plan(group, self._device) for group in batch.groups]
         with serving(ForwardPass(self._caches, plans)):
             return self._loaded.logits(
@@ -52,3 +55,21 @@ class ForwardPass:
         plan = self._plans[cache.group_id]
         out_TNH = plan.attend(cache, call.query[0], call.key[0], call.value[0], params)
         return out_TNH[None]
+
+
+def make_layout(loaded: LoadedModel, config: EngineConfig) -> KVLayout:
+    """Of what this rank keeps, which with tensor parallelism is a part of every block."""
+    return KVLayout.of_layers(
+        [layer.kv for layer in loaded.layers],
+        model_digest=loaded.digest,
+        block_size=config.block_size,
+        dtype=config.dtype,
+        tensor_parallel=config.tensor_parallel,
+    )
+
+
+def make_runner(loaded: LoadedModel, config: EngineConfig, layout: KVLayout) -> Runner:
+    """With a KV arena as large as the config allows."""
+    storage = KVStorage(layout, config.kv_cache_bytes // layout.block_bytes, config.device)
+    backend = ATTENTION.get(config.attention_backend)(config.device, config.dtype)
+    return Runner(loaded, storage, backend)

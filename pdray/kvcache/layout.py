@@ -48,22 +48,31 @@ class KVGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class KVLayout:
-    """Groups, block size and dtype: with the number of blocks, all that decides the bytes."""
+    """Groups, block size and dtype: with the number of blocks, all that decides the bytes. Of
+    ``tensor_parallel`` ranks each has a layout, of its own KV heads; they are alike."""
 
     model_digest: str
     groups: tuple[KVGroup, ...]
     block_size: int
     dtype: str
+    tensor_parallel: int = 1
 
     @classmethod
     def of_layers(
-        cls, layers: Sequence[LayerKV], *, model_digest: str, block_size: int, dtype: str
+        cls,
+        layers: Sequence[LayerKV],
+        *,
+        model_digest: str,
+        block_size: int,
+        dtype: str,
+        tensor_parallel: int = 1,
     ) -> KVLayout:
         return cls(
             model_digest=model_digest,
             groups=group_layers(layers),
             block_size=block_size,
             dtype=dtype,
+            tensor_parallel=tensor_parallel,
         )
 
     @property
@@ -86,6 +95,8 @@ class KVLayout:
             f"model {self.model_digest}",
             f"block of {self.block_size} tokens, {self.block_bytes} bytes, {self.dtype}",
         ]
+        if self.tensor_parallel > 1:
+            lines.append(f"tensor parallel: on each of {self.tensor_parallel} ranks")
         for group in self.groups:
             span = "full" if group.sliding_window is None else f"window {group.sliding_window}"
             lines.append(

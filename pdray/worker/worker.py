@@ -198,6 +198,7 @@ class Worker:
         if self._engine_thread is not None:
             self._engine_thread.stop()
         self._transfer.stop()
+        self.engine.close()
 
     async def _tick_forever(self) -> None:
         while True:

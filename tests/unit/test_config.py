@@ -187,6 +187,7 @@ def test_engine_config_has_the_pools_settings_in_bytes() -> None:
         device="cpu",
         dtype="float32",
         num_threads=1,
+        tensor_parallel=1,
     )
 
 
