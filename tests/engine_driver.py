@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 from pdray.core.request import Request, SamplingParams
 from pdray.engine.config import EngineConfig
@@ -36,25 +37,18 @@ def engine_config(
     )
 
 
-def sampling_params(
-    *,
-    max_tokens: int = 20,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    seed: int = 7,
-    stop_token_ids: tuple[int, ...] = (),
-    ignore_eos: bool = True,
-) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_token_ids=stop_token_ids,
-        ignore_eos=ignore_eos,
+def sampling_params(**changes: object) -> SamplingParams:
+    """Greedy, 20 tokens, no end but that; ``changes`` replace any field."""
+    neutral = SamplingParams(
+        max_tokens=20,
+        temperature=0.0,
+        top_k=None,
+        top_p=1.0,
+        seed=7,
+        stop_token_ids=(),
+        ignore_eos=True,
     )
+    return replace(neutral, **changes)  # type: ignore[arg-type]
 
 
 def request_of(

@@ -68,12 +68,18 @@ _NEXT_STATES: dict[RequestState, set[RequestState]] = {
 }
 
 
+MIN_TEMPERATURE = 1e-5
+"""Below it, dividing by the temperature loses all but the best token: it is chosen outright."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen and when they end.
+    """How tokens are chosen and when they end; the defaults ask for nothing.
 
     ``seed`` is always set: the frontend draws one where the user gave none, so that a request
     placed again draws the same noise (it is counter-based, per seed and output index).
+    Presence and frequency penalties are of output tokens, the repetition penalty is of those of
+    the prompt too. Before ``min_tokens`` neither an end-of-sequence nor a stop token is chosen.
     """
 
     max_tokens: int
@@ -83,10 +89,36 @@ class SamplingParams:
     seed: int
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), each id once."""
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """How many of the likeliest tokens to tell of at each output token, besides its own
+    logprob; None for neither."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but its first."""
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < MIN_TEMPERATURE
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether tokens are drawn from a part of the vocabulary."""
+        return self.top_k is not None or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the choice depends on the tokens that are there already."""
+        return (
+            self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or self.repetition_penalty != 1.0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +141,12 @@ class Request:
     @property
     def max_total_tokens(self) -> int:
         return len(self.prompt_token_ids) + self.sampling.max_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether every prompt token has to be computed for its logprob, cached or not: it goes
+        out with the first output token, so not again once an attempt has sent one."""
+        return self.sampling.prompt_logprobs is not None and not self.output_token_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,8 @@ from pdray.engine.block_needs import first_needed_block, max_sequence_tokens
 from pdray.engine.config import EngineConfig
 from pdray.engine.model import LoadedModel, check_ranks, load_model
 from pdray.engine.runner import make_layout, make_runner
-from pdray.engine.sampler import sample
+from pdray.engine.sampling.sampled import SampledToken
+from pdray.engine.sampling.sampler import Sampler
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
@@ -84,6 +85,7 @@ class Engine:
         self.storage = runner.storage
         self._runner = runner if ranks is None else LeadRunner(runner, ranks)
         self.ranks = ranks
+        self._sampler = Sampler(loaded.eos_token_ids)
         self._scheduler = Scheduler(
             groups=self.layout.groups,
             block_size=config.block_size,
@@ -246,14 +248,14 @@ class Engine:
         started = time.perf_counter()
         self._check_ranks()
         plan = self._schedule()
-        token_ids: dict[Sequence, int | None] = {}
+        tokens: dict[Sequence, SampledToken] = {}
         try:
             if plan.chunks:
-                token_ids = self._run(plan)
+                tokens = self._run(plan)
         finally:
             with self._changed:
                 self._end_step()
-        outputs = self._postprocess(plan, token_ids)
+        outputs = self._postprocess(plan, tokens)
         return StepOutput(
             sequences=outputs,
             num_prefill_tokens=plan.num_tokens - plan.num_decodes,
@@ -268,14 +270,13 @@ class Engine:
             self._in_step = frozenset(chunk.sequence for chunk in plan.chunks)
             return plan
 
-    def _run(self, plan: StepPlan) -> dict[Sequence, int | None]:
+    def _run(self, plan: StepPlan) -> dict[Sequence, SampledToken]:
         batch = build_batch(plan, self.layout.groups, self.layout.block_size)
         logits = self._runner.run(batch)
-        sampled = [chunk.sequence for chunk in batch.sampled_chunks]
-        rows = [(seq.request.sampling, len(seq.output_token_ids)) for seq in sampled]
-        token_ids = sample(logits, rows)
+        sequences = [chunk.sequence for chunk in batch.sampled_chunks]
+        tokens = self._sampler.sample(logits, sequences).read()
         self._check_ranks()  # on a GPU, sums without a rank end too, and are of nothing
-        return dict(zip(sampled, token_ids, strict=True))
+        return dict(zip(sequences, tokens, strict=True))
 
     def _check_ranks(self) -> None:
         if self.ranks is not None:
@@ -288,30 +289,26 @@ class Engine:
         self._after_step.clear()
 
     def _postprocess(
-        self, plan: StepPlan, token_ids: dict[Sequence, int | None]
+        self, plan: StepPlan, tokens: dict[Sequence, SampledToken]
     ) -> tuple[SequenceOutput, ...]:
         with self._changed:
             return tuple(
-                self._advance(chunk, token_ids)
+                self._advance(chunk, tokens.get(chunk.sequence))
                 for chunk in plan.chunks
                 if chunk.sequence.state is SequenceState.RUNNING
             )
 
-    def _advance(
-        self, chunk: ScheduledChunk, token_ids: dict[Sequence, int | None]
-    ) -> SequenceOutput:
+    def _advance(self, chunk: ScheduledChunk, token: SampledToken | None) -> SequenceOutput:
         seq = chunk.sequence
         self._scheduler.advance(chunk)
         new_ids: tuple[int, ...] = ()
         finish_reason = error = None
-        if seq in token_ids:
-            token_id = token_ids[seq]
-            if token_id is None:
-                error = "the model's output is not a number (NaN or infinite logits)"
-            else:
-                seq.output_token_ids.append(token_id)
-                new_ids = (token_id,)
-                finish_reason = self._finish_reason(seq, token_id)
+        if token is not None and token.token_id is None:
+            error = "the model's output is not a number (NaN or infinite logits)"
+        elif token is not None and token.token_id is not None:
+            seq.output_token_ids.append(token.token_id)
+            new_ids = (token.token_id,)
+            finish_reason = self._finish_reason(seq, token.token_id)
         if error or finish_reason or (seq.is_lent and new_ids):
             self._scheduler.remove(seq)
             if not seq.is_lent:

@@ -38,7 +38,7 @@ class BlockTable:
         return self.first_block + len(self.block_ids)
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, weakref_slot=True, eq=False, kw_only=True)
 class Sequence:
     """One attempt's state. Only the scheduler, under the engine's lock, changes it.
 

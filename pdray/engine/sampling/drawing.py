@@ -1,0 +1,47 @@
+"""Draws a step's random rows, each in the cheapest way that is exact."""
+
+from __future__ import annotations
+
+import torch
+
+from pdray.engine.sampling.blocks import BlockMaxima
+from pdray.engine.sampling.choosing import Weights
+from pdray.engine.sampling.drawn import DrawnRows
+from pdray.engine.sampling.filtering import draw_filtered
+from pdray.engine.sampling.scratch import Scratch
+from pdray.engine.sequence import Sequence
+
+
+def draw_tokens(
+    logits_SV: torch.Tensor,
+    maxima: BlockMaxima,
+    drawn: list[tuple[int, Sequence]],
+    scratch: Scratch,
+) -> torch.Tensor:
+    """[S] tokens: drawn for each of ``drawn`` (row of the logits, sequence), else the best."""
+    sampling = [seq.request.sampling for _, seq in drawn]
+    rows = DrawnRows.of(drawn, maxima.best_S)
+    token_ids_R = torch.empty_like(rows.rows_R)
+    # The weight of the whole vocabulary is what top_p is a part of, unless top_k or min_p have
+    # cut before it.
+    weighed = [i for i, each in enumerate(sampling) if each.top_k is None and not each.min_p]
+    if weighed:
+        places = torch.tensor(weighed, device=token_ids_R.device)
+        part = rows.at(places)
+        weights = Weights(_differences(logits_SV, part, scratch), part.temperatures_R)
+        rows.totals_R[places] = weights.totals_R
+        token_ids_R[places] = weights.draw(part.noise_R)
+    filtered = [i for i, each in enumerate(sampling) if each.is_filtered]
+    if filtered:
+        places = torch.tensor(filtered, device=token_ids_R.device)
+        token_ids_R[places] = draw_filtered(maxima, rows.at(places), logits_SV.shape[1])
+    return maxima.best_ids_S.index_copy(0, rows.rows_R, token_ids_R)
+
+
+def _differences(logits_SV: torch.Tensor, part: DrawnRows, scratch: Scratch) -> torch.Tensor:
+    """[R, V] logits minus the best of their row."""
+    shape = torch.Size((len(part.rows_R), logits_SV.shape[1]))
+    out_RV = scratch.matrix(shape, logits_SV.device)
+    if shape == logits_SV.shape:
+        return torch.sub(logits_SV, part.best_R[:, None], out=out_RV)
+    return torch.index_select(logits_SV, 0, part.rows_R, out=out_RV).sub_(part.best_R[:, None])
