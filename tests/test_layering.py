@@ -21,8 +21,9 @@ PACKAGE = ROOT / "pdray"
 CONFIG = {"config", "config_checks", "config_report", "config_yaml", "kv_memory"}
 PARTS: dict[str, set[str]] = {
     "core": set(),
+    "grammar": {"core"},
     "kvcache": {"core"},
-    "engine": {"core", "kvcache"},
+    "engine": {"core", "grammar", "kvcache"},
     "transfer": {"core", "kvcache"},
     "link": {"core"},
     "policy": {"core"},
@@ -30,7 +31,7 @@ PARTS: dict[str, set[str]] = {
     "metrics": {"core"},
     "workload": {"core"},
     "worker": {"core", "kvcache", "engine", "transfer", "link", "metrics"},
-    "frontend": {"core", "link", "metrics"},
+    "frontend": {"core", "grammar", "link", "metrics"},
     # What the checks ask for the names that registries know.
     "config": CONFIG | {"core", "engine", "policy", "transfer"},
     "demo_model": {"core"},
@@ -38,7 +39,7 @@ PARTS: dict[str, set[str]] = {
     "local": {"core", "config", "control", "policy", "worker", "frontend"},
     "cluster": {"core", "config", "model_source", "control", "policy", "worker", "frontend"}
     | {"engine", "link", "metrics"},
-    "serve": {"core", "config", "model_source", "cluster", "frontend", "metrics"},
+    "serve": {"core", "config", "grammar", "model_source", "cluster", "frontend", "metrics"},
     "cli": {"core", "config", "model_source", "cluster", "frontend", "serve"},
     "__main__": {"cli"},
     "__init__": set(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from pdray.core.errors import IllegalTransitionError
+from pdray.core.grammar import Grammar
 
 WorkerId = NewType("WorkerId", str)
 """Names one life of one worker: a restarted worker has another id."""
@@ -101,6 +102,7 @@ class SamplingParams:
     logprob; None for neither."""
     prompt_logprobs: int | None = None
     """The same for each token of the prompt but its first."""
+    grammar: Grammar | None = None
 
     @property
     def is_greedy(self) -> bool:

@@ -21,6 +21,7 @@ from pdray.core.request import FinishReason
 from pdray.engine.batch import build_batch
 from pdray.engine.block_needs import first_needed_block, max_sequence_tokens
 from pdray.engine.config import EngineConfig
+from pdray.engine.grammar import Grammars
 from pdray.engine.model import LoadedModel, check_ranks, load_model
 from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampling.sampled import SampledToken
@@ -95,6 +96,7 @@ class Engine:
         )
         self._changed = threading.Condition()
         self._is_woken = False
+        self._grammars = Grammars(loaded.path, loaded.eos_token_ids)
         self._in_step: frozenset[Sequence] = frozenset()
         self._after_step: list[Callable[[], None]] = []
         if ranks is not None:
@@ -129,7 +131,13 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         with self._changed:
-            return self._scheduler.num_waiting
+            return self._scheduler.num_waiting + len(self._grammars.preparing)
+
+    @property
+    def num_preparing(self) -> int:
+        """Of those that wait, how many do so for their grammar."""
+        with self._changed:
+            return len(self._grammars.preparing)
 
     @property
     def num_running(self) -> int:
@@ -139,7 +147,7 @@ class Engine:
     @property
     def prefill_backlog_tokens(self) -> int:
         with self._changed:
-            return self._scheduler.prefill_backlog_tokens
+            return self._scheduler.prefill_backlog_tokens + self._grammars.preparing_tokens
 
     def runs(self, seq: Sequence, ready_tokens: int) -> tuple[BlockRun, ...]:
         """Blocks that a peer may read once ``ready_tokens`` are computed: nothing writes into
@@ -163,32 +171,51 @@ class Engine:
 
     def allocate(self, seq: Sequence, num_tokens: int) -> bool:
         """Takes all blocks that ``seq`` needs to compute ``num_tokens`` here, or none."""
+        self._grammars.expect(seq)
         with self._changed:
             return self._scheduler.allocate(seq, num_tokens)
 
     def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
         """Takes blocks for KV that will be pulled, and for ``num_margin_tokens`` after it, or
         none. Once it is there: ``seq.arrive(token)`` and ``add(seq)``."""
+        self._grammars.expect(seq)
         with self._changed:
             return self._scheduler.reserve(seq, num_margin_tokens)
 
     def add(self, seq: Sequence) -> None:
-        """Raises InvalidRequestError for one that could never fit."""
+        """Raises InvalidRequestError for one that could never fit. One with a grammar joins the
+        queue when that is compiled."""
         if seq.num_tokens > self.max_sequence_tokens:
             raise InvalidRequestError(
                 f"{seq.num_tokens} tokens do not fit; accepted: up to {self.max_sequence_tokens}"
             )
         with self._changed:
-            self._scheduler.add(seq)
-            self._changed.notify_all()
+            if seq.request.sampling.grammar is None:
+                self._enter(seq)
+            else:
+                self._grammars.prepare(seq, self._enter_prepared)
+
+    def _enter(self, seq: Sequence) -> None:
+        self._scheduler.add(seq)
+        self._changed.notify_all()
+
+    def _enter_prepared(self, seq: Sequence) -> None:
+        with self._changed:
+            if self._grammars.leave(seq):
+                self._enter(seq)
+
+    def _remove(self, seq: Sequence) -> None:
+        self._grammars.leave(seq)
+        self._scheduler.remove(seq)
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Ends a sequence; unknown ones are ignored. A lent one keeps its blocks until released."""
         with self._changed:
-            seq = self._scheduler.find(request_id, attempt)
+            key = (request_id, attempt)
+            seq = self._grammars.find(*key) or self._scheduler.find(*key)
             if seq is None:
                 return
-            self._when_not_in_step(seq, self._scheduler.remove)
+            self._when_not_in_step(seq, self._remove)
             if not seq.is_lent:
                 self._when_not_in_step(seq, self._scheduler.release)
 
@@ -197,7 +224,7 @@ class Engine:
         allocate or reserve again. A second call does nothing."""
         with self._changed:
             assert not seq.is_quarantined, f"{seq.request_id} is in quarantine"
-            self._when_not_in_step(seq, self._scheduler.remove)
+            self._when_not_in_step(seq, self._remove)
             self._when_not_in_step(seq, self._scheduler.release)
 
     def quarantine(self, seq: Sequence) -> None:
@@ -205,7 +232,7 @@ class Engine:
         with self._changed:
             assert not seq.is_quarantined, f"{seq.request_id} is in quarantine already"
             seq.is_quarantined = True
-            self._when_not_in_step(seq, self._scheduler.remove)
+            self._when_not_in_step(seq, self._remove)
             self._when_not_in_step(seq, lambda each: self.pool.quarantine(each.block_ids))
 
     def end_quarantine(self, seq: Sequence) -> None:
@@ -292,20 +319,22 @@ class Engine:
         self, plan: StepPlan, tokens: dict[Sequence, SampledToken]
     ) -> tuple[SequenceOutput, ...]:
         with self._changed:
-            return tuple(
+            outputs = tuple(
                 self._advance(chunk, tokens.get(chunk.sequence))
                 for chunk in plan.chunks
                 if chunk.sequence.state is SequenceState.RUNNING
             )
+        self._grammars.advance(seq for seq in tokens if seq.state is SequenceState.RUNNING)
+        return outputs
 
     def _advance(self, chunk: ScheduledChunk, token: SampledToken | None) -> SequenceOutput:
         seq = chunk.sequence
         self._scheduler.advance(chunk)
         new_ids: tuple[int, ...] = ()
-        finish_reason = error = None
-        if token is not None and token.token_id is None:
-            error = "the model's output is not a number (NaN or infinite logits)"
-        elif token is not None and token.token_id is not None:
+        finish_reason = None
+        error = error_of(seq, token)
+        if token is not None and error is None:
+            assert token.token_id is not None
             seq.output_token_ids.append(token.token_id)
             new_ids = (token.token_id,)
             finish_reason = self._finish_reason(seq, token.token_id)
@@ -332,6 +361,17 @@ class Engine:
         if is_long or len(seq.output_token_ids) >= sampling.max_tokens:
             return FinishReason.LENGTH
         return None
+
+
+def error_of(seq: Sequence, token: SampledToken | None) -> str | None:
+    """Why a sequence that was to get a token got none."""
+    if token is None:
+        return None
+    if seq.grammar_state is not None and seq.grammar_state.error is not None:
+        return seq.grammar_state.error
+    if token.token_id is None:
+        return "the model's output is not a number (NaN or infinite logits)"
+    return None
 
 
 def _check_limits(loaded: LoadedModel, config: EngineConfig) -> None:

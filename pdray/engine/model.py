@@ -42,6 +42,7 @@ _VOLATILE_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype
 class LoadedModel:
     """A model in evaluation mode whose attention goes to the current ``serving`` server."""
 
+    path: Path
     model: PreTrainedModel
     layers: tuple[ProbedLayer, ...]
     digest: str
@@ -87,6 +88,7 @@ def load_model(
     layers = _probe(model)
     _check_modalities(model)
     return LoadedModel(
+        path=path,
         model=model,
         layers=layers,
         digest=model_digest(config),

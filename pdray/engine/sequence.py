@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pdray.core.request import Request
+
+if TYPE_CHECKING:
+    from pdray.engine.grammar import GrammarState
 
 
 class SequenceState(enum.StrEnum):
@@ -59,6 +63,7 @@ class Sequence:
     state: SequenceState = SequenceState.NEW
     age: int = 0
     is_quarantined: bool = False
+    grammar_state: GrammarState | None = None
 
     @classmethod
     def from_request(cls, request: Request, attempt: int, *, is_lent: bool) -> Sequence:

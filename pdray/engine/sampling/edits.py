@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pdray.engine.sampling.history import FloatArray, IntArray, TokenHistory
+from pdray.engine.sampling.masks import forbid_outside_grammars
 from pdray.engine.sequence import Sequence
 
 Rows = list[tuple[int, Sequence]]
@@ -21,10 +22,18 @@ Rows = list[tuple[int, Sequence]]
 
 def is_edited(seq: Sequence) -> bool:
     sampling = seq.request.sampling
-    return sampling.has_penalties or bool(sampling.logit_bias) or must_go_on(seq)
+    return (
+        seq.grammar_state is not None
+        or sampling.has_penalties
+        or bool(sampling.logit_bias)
+        or must_go_on(seq)
+    )
 
 
 def must_go_on(seq: Sequence) -> bool:
+    """``min_tokens`` cannot ask for more than its grammar has."""
+    if seq.grammar_state is not None and seq.grammar_state.is_over:
+        return False
     return len(seq.output_token_ids) < seq.request.sampling.min_tokens
 
 
@@ -38,10 +47,13 @@ class LogitEdits:
     def apply(self, logits_SV: torch.Tensor, sequences: Row[Sequence]) -> None:
         """In place, in vLLM's order. ``logits_SV`` is contiguous float32."""
         rows = [(row, seq) for row, seq in enumerate(sequences) if is_edited(seq)]
+        for _, seq in rows:
+            if seq.grammar_state is not None:
+                seq.grammar_state.wait()
         logits = FlatLogits(logits_SV)
         self._add_bias(logits, [(row, seq) for row, seq in rows if seq.request.sampling.logit_bias])
         self._forbid_ends(logits, [(row, seq) for row, seq in rows if must_go_on(seq)])
-        # A mask of the tokens that a row may take (its grammar's) belongs here.
+        forbid_outside_grammars(logits_SV, rows)
         self._penalize(
             logits, [(row, seq) for row, seq in rows if seq.request.sampling.has_penalties]
         )

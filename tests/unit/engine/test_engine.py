@@ -117,6 +117,7 @@ class TestEnds:
         engine = Engine(loaded, engine_config())
         whole = generate(engine, [request_of(prompt_of(30))])[0]
         with_eos = LoadedModel(
+            path=loaded.path,
             model=loaded.model,
             layers=loaded.layers,
             digest=loaded.digest,
