@@ -7,6 +7,7 @@ import os
 # Before torch, transformers and the hub's library are imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)  # a test starts its own Ray, never joins another
 

@@ -21,6 +21,7 @@ from pdray.core.request import FinishReason
 from pdray.engine.batch import build_batch
 from pdray.engine.block_needs import first_needed_block, max_sequence_tokens
 from pdray.engine.config import EngineConfig
+from pdray.engine.cuda_graphs import Recorder, recorder_for
 from pdray.engine.grammar import Grammars
 from pdray.engine.model import LoadedModel, check_ranks, load_model
 from pdray.engine.runner import make_layout, make_runner
@@ -61,9 +62,14 @@ class Engine:
     """A model with its KV cache and its batch."""
 
     def __init__(
-        self, loaded: LoadedModel, config: EngineConfig, ranks: Ranks | None = None
+        self,
+        loaded: LoadedModel,
+        config: EngineConfig,
+        ranks: Ranks | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """``ranks`` are the engine's to close from here on, unless this raises."""
+        """``ranks`` are the engine's to close from here on, unless this raises. With a recorder,
+        steps of decodes alone are recorded, which is slow, and repeated from then on."""
         _check_limits(loaded, config)
         self.config = config
         self.layout = make_layout(loaded, config)
@@ -83,6 +89,12 @@ class Engine:
             )
         self._loaded = loaded
         runner = make_runner(loaded, config, self.layout)
+        if recorder is not None:
+            runner.record_decodes(
+                recorder,
+                max_batch_size=config.max_batch_size,
+                max_sequence_tokens=self.max_sequence_tokens,
+            )
         self.storage = runner.storage
         self._runner = runner if ranks is None else LeadRunner(runner, ranks)
         self.ranks = ranks
@@ -109,7 +121,8 @@ class Engine:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         if config.tensor_parallel == 1:
-            return cls(load_model(model_path, dtype=config.dtype, device=config.device), config)
+            loaded = load_model(model_path, dtype=config.dtype, device=config.device)
+            return cls(loaded, config, recorder=recorder_for(config.device))
         check_ranks(model_path, config.tensor_parallel)
         ranks = Ranks(model_path, config)
         try:

@@ -24,7 +24,13 @@ from transformers import (
 from transformers.masking_utils import AttentionMaskInterface
 
 from pdray.core.errors import UnsupportedModelError
-from pdray.engine.attention.routing import ROUTE_NAME, route_attention, route_mask, serving
+from pdray.engine.attention.routing import (
+    PROBED_ROUTE_NAME,
+    ROUTE_NAME,
+    route_attention,
+    route_mask,
+    serving,
+)
 from pdray.engine.linear import pack_linears
 from pdray.engine.probe import PROBE_TOKENS, Probe, ProbedLayer
 from pdray.engine.tensor_parallel.group import RankGroup
@@ -32,7 +38,8 @@ from pdray.engine.tensor_parallel.sharding import check_divides, load_sharded
 from pdray.kvcache.storage import TORCH_DTYPES
 
 AttentionInterface.register(ROUTE_NAME, route_attention)
-AttentionMaskInterface.register(ROUTE_NAME, route_mask)
+AttentionInterface.register(PROBED_ROUTE_NAME, route_attention)
+AttentionMaskInterface.register(PROBED_ROUTE_NAME, route_mask)
 
 # Where a checkpoint came from and how it is run: says nothing of what its KV is.
 _VOLATILE_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
@@ -138,10 +145,10 @@ def _check_model(model: PreTrainedModel) -> None:
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise UnsupportedModelError(f"{name} cannot be asked for some positions' logits only")
     try:
-        model.set_attn_implementation(ROUTE_NAME)
+        model.set_attn_implementation(PROBED_ROUTE_NAME)
     except ValueError as error:
         raise UnsupportedModelError(f"{name}: {error}") from error
-    if model.config.get_text_config()._attn_implementation != ROUTE_NAME:
+    if model.config.get_text_config()._attn_implementation != PROBED_ROUTE_NAME:
         raise UnsupportedModelError(f"{name} does not use transformers' attention interface")
 
 
@@ -151,6 +158,7 @@ def _probe(model: PreTrainedModel) -> tuple[ProbedLayer, ...]:
     positions = torch.arange(PROBE_TOKENS, device=model.device)[None]
     with torch.inference_mode(), serving(probe):
         model(input_ids=tokens, position_ids=positions, use_cache=False)
+    model.set_attn_implementation(ROUTE_NAME)
     num_layers = model.config.get_text_config().num_hidden_layers
     if len(probe.layers) != num_layers:
         raise UnsupportedModelError(

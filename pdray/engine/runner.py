@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from pdray.engine.attention import ATTENTION
@@ -9,7 +11,10 @@ from pdray.engine.attention.base import AttentionBackend, AttentionParams, Group
 from pdray.engine.attention.routing import AttentionCall, serving
 from pdray.engine.batch import Batch
 from pdray.engine.config import EngineConfig
+from pdray.engine.cuda_graphs import Recorder
+from pdray.engine.decode_graphs import DecodeGraphs
 from pdray.engine.model import LoadedModel
+from pdray.engine.upload import upload
 from pdray.kvcache.layout import KVLayout
 from pdray.kvcache.storage import KVStorage, LayerCache
 
@@ -23,31 +28,60 @@ class Runner:
         self._caches = {
             layer.module: cache for layer, cache in zip(loaded.layers, storage.layers, strict=True)
         }
+        self._decode_graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def record_decodes(
+        self, recorder: Recorder, *, max_batch_size: int, max_sequence_tokens: int
+    ) -> None:
+        """Slow. From then on, steps of decodes alone are repeated from recordings."""
+        self._decode_graphs = DecodeGraphs(
+            self._forward,
+            recorder,
+            self._backend,
+            self.storage,
+            self._device,
+            max_batch_size=max_batch_size,
+            max_sequence_tokens=max_sequence_tokens,
+            model_name=type(self._loaded.model).__name__,
+        )
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> torch.Tensor:
-        """[S, V] for ``batch.sampled_rows``; the step's keys and values are in the arena then."""
+        """[S, V] for ``batch.sampled_rows``, good until the next run; the step's keys and values
+        are in the arena then."""
         self.storage.clear(batch.partial_block_ids)
+        if self._decode_graphs is not None:
+            logits_SV = self._decode_graphs.run(batch)
+            if logits_SV is not None:
+                return logits_SV
         plans = [self._backend.plan(group, self._device) for group in batch.groups]
+        return self._forward(
+            upload(batch.input_ids_T, self._device),
+            upload(batch.positions_T, self._device),
+            upload(batch.sampled_rows, self._device),
+            plans,
+        )
+
+    def _forward(
+        self,
+        input_ids_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        rows_S: torch.Tensor,
+        plans: Sequence[GroupAttention],
+    ) -> torch.Tensor:
         with serving(ForwardPass(self._caches, plans)):
-            return self._loaded.logits(
-                torch.from_numpy(batch.input_ids_T).to(self._device),
-                torch.from_numpy(batch.positions_T).to(self._device),
-                torch.from_numpy(batch.sampled_rows).to(self._device),
-            )
+            return self._loaded.logits(input_ids_T, positions_T, rows_S)
 
 
 class ForwardPass:
     """Serves the attention layers of one step from the paged cache."""
 
     def __init__(
-        self, caches: dict[torch.nn.Module, LayerCache], plans: list[GroupAttention]
+        self, caches: dict[torch.nn.Module, LayerCache], plans: Sequence[GroupAttention]
     ) -> None:
         self._caches = caches
         self._plans = plans
-
-    def make_mask(self, mask_function: object) -> None:
-        """None: which keys a query sees is in the group's plan."""
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         cache = self._caches[call.module]

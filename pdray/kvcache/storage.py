@@ -31,15 +31,16 @@ class LayerCache:
 
 class KVStorage:
     """Owns the arena for as long as the worker lives. Zero at first; on the host it starts at a
-    page and takes memory only where it was written."""
+    page and takes memory only where it was written. Past the ``num_blocks`` there is one more
+    block, for what is computed and never read."""
 
     def __init__(self, layout: KVLayout, num_blocks: int, device: str) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
         self.block_bytes = layout.block_bytes
-        num_bytes = num_blocks * self.block_bytes
+        num_bytes = (num_blocks + 1) * self.block_bytes
         self._arena = _allocate(num_bytes, torch.device(device)).view(TORCH_DTYPES[layout.dtype])
-        self._blocks = self._arena.view(num_blocks, -1)
+        self._blocks = self._arena.view(num_blocks + 1, -1)
         self.layers = self._layer_views()
 
     @property
@@ -51,6 +52,10 @@ class KVStorage:
     def device_id(self) -> int | None:
         """The CUDA device, None on the host."""
         return self._arena.get_device() if self._arena.is_cuda else None
+
+    @property
+    def scratch_block_id(self) -> int:
+        return self.num_blocks
 
     def clear(self, block_ids: Sequence[int]) -> None:
         """Zeroes whole blocks."""
@@ -79,7 +84,7 @@ class KVStorage:
         v_offset = k_offset + block_size * group.k_head_dim
 
         def view(head_dim: int, offset: int) -> torch.Tensor:
-            size = (self.num_blocks, group.num_kv_heads, block_size, head_dim)
+            size = (self.num_blocks + 1, group.num_kv_heads, block_size, head_dim)
             return self._arena.as_strided(size, (block_stride, head_stride, head_dim, 1), offset)
 
         return LayerCache(

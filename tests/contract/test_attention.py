@@ -11,6 +11,7 @@ from pdray.core.request import Request
 from pdray.engine.attention import ATTENTION
 from pdray.engine.attention.base import AttentionParams
 from pdray.engine.batch import build_batch
+from pdray.engine.decode_graphs import scratch_decodes
 from pdray.engine.scheduler import ScheduledChunk, StepPlan
 from pdray.engine.sequence import BlockTable, Sequence
 from pdray.kvcache.layout import KVLayout, LayerKV
@@ -214,6 +215,41 @@ def test_equals_the_oracle(backend: str, name: str) -> None:
     setup, cache = setup_of(case, CacheOf())
     out = run(backend, setup, cache)
     assert out.shape[1:] == (case.num_heads, case.v_head_dim)
+    tolerance = 1e-5 if case.dtype == "float32" else 3e-2
+    torch.testing.assert_close(out.double(), oracle(setup, case), rtol=tolerance, atol=tolerance)
+    assert_written(setup, cache)
+
+
+DECODES = ((1, 1), (15, 1), (16, 1), (17, 1), (100, 1))
+STATIC_CASES = {
+    "decodes": Case(DECODES),
+    "one": Case(((50, 1),)),
+    "window": Case(DECODES, sliding_window=20),
+    "window of one": Case(DECODES, sliding_window=1),
+    "softcap, sinks and window": Case(DECODES, softcap=5.0, has_sinks=True, sliding_window=20),
+    "unequal head dims": Case(DECODES, k_head_dim=12, v_head_dim=8, num_kv_heads=1),
+    "bfloat16": Case(DECODES, dtype="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("backend", ATTENTION.names())
+@pytest.mark.parametrize("name", list(STATIC_CASES))
+def test_a_static_plan_serves_whatever_was_filled_in_last(backend: str, name: str) -> None:
+    case = STATIC_CASES[name]
+    setup, cache = setup_of(case, CacheOf())
+    group = build_batch(setup.plan, setup.layout.groups, BLOCK_SIZE).groups[0]
+    count, max_blocks = group.num_decodes, 10
+    static_backend = ATTENTION.get(backend)("cpu", case.dtype)
+    first = scratch_decodes(setup.layout.groups[0], BLOCK_SIZE, count, NUM_BLOCKS)
+    try:
+        attention = static_backend.plan_static(first, max_blocks, CPU)
+    except NotImplementedError:
+        pytest.skip(f"{backend} has no static plans")
+    packed = [setup.packed(each) for each in (setup.queries, setup.keys, setup.values)]
+    with torch.inference_mode():
+        attention.attend(cache, *packed, setup.params)
+        attention.refill(group)
+        out = attention.attend(cache, *packed, setup.params)
     tolerance = 1e-5 if case.dtype == "float32" else 3e-2
     torch.testing.assert_close(out.double(), oracle(setup, case), rtol=tolerance, atol=tolerance)
     assert_written(setup, cache)

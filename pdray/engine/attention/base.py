@@ -66,6 +66,21 @@ class GroupAttention(Protocol):
         blocks of the tables; a masked key changes nothing, whatever is finite in it."""
 
 
+class StaticDecodes(GroupAttention, Protocol):
+    """Attention of steps that are decodes alone, equally many each time. Its tensors stay where
+    they are, and what ``attend`` launches depends on their shapes only: so it can be recorded
+    once as a graph, and repeated for what was filled in since."""
+
+    def refill(self, batch: GroupBatch) -> None:
+        """For the next step, without waiting for the device."""
+
+
 class AttentionBackend(Protocol):
     def plan(self, batch: GroupBatch, device: torch.device) -> GroupAttention:
         """Does once a step what all layers of the group share."""
+
+    def plan_static(
+        self, batch: GroupBatch, max_blocks: int, device: torch.device
+    ) -> StaticDecodes:
+        """For steps like ``batch``, which is the first of them; no table will be wider than
+        ``max_blocks``. Raises NotImplementedError where the backend has no such thing."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pdray.core.errors import ConfigError
 from pdray.engine.attention import cpu_kernels
-from pdray.engine.attention.base import AttentionParams, GroupBatch
+from pdray.engine.attention.base import AttentionParams, GroupBatch, StaticDecodes
 from pdray.engine.attention.prompts import PromptAttention
 from pdray.kvcache.storage import TORCH_DTYPES, LayerCache
 
@@ -31,6 +31,11 @@ class CpuBackend:
 
     def plan(self, batch: GroupBatch, device: torch.device) -> CpuGroupAttention:
         return CpuGroupAttention(batch, device)
+
+    def plan_static(
+        self, batch: GroupBatch, max_blocks: int, device: torch.device
+    ) -> StaticDecodes:
+        raise NotImplementedError("a CPU has no graphs to record")
 
 
 class CpuGroupAttention:

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 ROUTE_NAME = "pdray"
+PROBED_ROUTE_NAME = "pdray_probed"
+"""The same, and transformers asks for the layers' masks too, which takes it a wait for the
+device in every forward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,10 @@ class AttentionServer(Protocol):
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Returns [1, T, N, value head dim]."""
 
-    def make_mask(self, mask_function: object) -> torch.Tensor | None:
+
+@runtime_checkable
+class ProbingServer(AttentionServer, Protocol):
+    def make_mask(self, mask_function: object) -> torch.Tensor:
         """What the layers get as their attention mask; ``mask_function`` is transformers' own,
         from (batch, head, query position, key position) to bool."""
 
@@ -88,6 +94,8 @@ def route_attention(
     return _server.get().attend(call), None
 
 
-def route_mask(*args: object, **kwargs: object) -> torch.Tensor | None:
+def route_mask(*args: object, **kwargs: object) -> torch.Tensor:
     """What transformers calls to make a mask; the signature is its own."""
-    return _server.get().make_mask(kwargs["mask_function"])
+    server = _server.get()
+    assert isinstance(server, ProbingServer)
+    return server.make_mask(kwargs["mask_function"])

@@ -58,3 +58,10 @@ def test_a_block_can_be_cleared() -> None:
         storage.block(block_id).fill_(1)
     storage.clear([1, 4])
     assert [bool(storage.block(block_id).any()) for block_id in range(5)] == [1, 0, 1, 1, 0]
+
+
+def test_the_scratch_block_lies_past_all_others() -> None:
+    storage = storage_of(3)
+    assert storage.scratch_block_id == 3
+    storage.layers[0].k_BKPH[storage.scratch_block_id].fill_(1)
+    assert [bool(storage.block(block_id).any()) for block_id in range(4)] == [0, 0, 0, 1]

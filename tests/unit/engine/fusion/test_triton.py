@@ -1,0 +1,133 @@
+"""The fused Triton kernels against plain torch in fp32, under Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pdray.engine.fusion.triton import (
+    add_rms_norm,
+    gated_activation,
+    norm_rotate,
+    rms_norm,
+    rotate,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+EPS = 1e-6
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def assert_rounded_once(out: torch.Tensor, expected: torch.Tensor) -> None:
+    """``expected`` is in fp32: the kernel's own error is that of one rounding to its dtype."""
+    # Triton's interpreter cuts bf16 where a GPU rounds.
+    rtol = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[out.dtype]
+    torch.testing.assert_close(out.float(), expected, rtol=rtol, atol=1e-5)
+
+
+def reference_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * weight.float()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64), (5, 640), (3, 1000), (2, 4096), (0, 64)])
+def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x, weight = tensor(*shape, dtype=dtype), tensor(shape[1], seed=1)
+    out = rms_norm(x, weight, EPS)
+    assert out.dtype == dtype
+    assert_rounded_once(out, reference_norm(x, weight))
+
+
+def test_rms_norm_of_rows_with_a_stride() -> None:
+    x, weight = tensor(4, 96)[:, 16:80], tensor(64, seed=1)
+    assert_rounded_once(rms_norm(x, weight, EPS), reference_norm(x, weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64), (5, 640), (3, 1000), (0, 64)])
+def test_the_sum_takes_the_residuals_place_and_is_normed(
+    shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x, residual = tensor(*shape, dtype=dtype), tensor(*shape, dtype=dtype, seed=1)
+    weight = tensor(shape[1], seed=2)
+    total = x.float() + residual.float()
+    out = add_rms_norm(x, residual, weight, EPS)
+    assert_rounded_once(residual, total)
+    assert_rounded_once(out, reference_norm(residual, weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 96), (7, 1024), (2, 3001), (0, 32)])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+# A far negative gate: the sigmoid of it is 1 / infinity.
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+def test_gated_activation(activation: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    num_tokens, size = shape
+    gate_up = 3 * tensor(num_tokens, 2 * size, dtype=dtype)
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    functional = torch.nn.functional
+    activated = {
+        "silu": lambda: functional.silu(gate),
+        "gelu_tanh": lambda: functional.gelu(gate, approximate="tanh"),
+        "gelu": lambda: functional.gelu(gate),
+    }[activation]()
+    assert_rounded_once(gated_activation(gate_up, activation), activated * up)
+
+
+def cos_and_sin(num_tokens: int, size: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """As a model has them: both halves the same."""
+    angles = tensor(num_tokens, size // 2, seed=9).repeat(1, 2)
+    return [angles.cos().to(dtype), angles.sin().to(dtype)]
+
+
+def reference_rotary(x_THR: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    x, size = x_THR.float(), cos.shape[-1]
+    turned, rest = x[..., :size], x[..., size:]
+    first, second = turned.chunk(2, dim=-1)
+    crossed = torch.cat([-second, first], dim=-1)
+    turned = turned * cos.float()[:, None] + crossed * sin.float()[:, None]
+    return torch.cat([turned, rest], dim=-1)
+
+
+# tokens, query heads, KV heads, head dim, rotated dims
+HEADS = [(1, 4, 2, 16, 16), (6, 5, 1, 96, 96), (3, 32, 8, 128, 128), (4, 8, 2, 80, 32)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", [*HEADS, (0, 4, 2, 16, 16)], ids=str)
+def test_rotary_in_the_fused_projections_memory(
+    heads: tuple[int, int, int, int, int], dtype: torch.dtype
+) -> None:
+    num_tokens, num_heads, num_kv_heads, head_dim, size = heads
+    qkv = tensor(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
+    query, key, value = qkv.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    before = value.clone()
+    cos, sin = cos_and_sin(num_tokens, size, dtype)
+    expected = [reference_rotary(each, cos, sin) for each in (query, key)]
+    rotate(query, key, cos, sin)
+    for each, turned in zip((query, key), expected, strict=True):
+        assert_rounded_once(each, turned)
+    assert torch.equal(value, before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_norm_and_rotary_in_one(heads: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
+    num_tokens, num_heads, num_kv_heads, head_dim, size = heads
+    query = tensor(num_tokens, num_heads, head_dim, dtype=dtype)
+    # Another order in memory than the query's.
+    key = tensor(num_kv_heads, num_tokens, head_dim, dtype=dtype, seed=1).transpose(0, 1)
+    weights = tensor(head_dim, seed=2), tensor(head_dim, seed=3)
+    cos, sin = cos_and_sin(num_tokens, size, dtype)
+    expected = [
+        reference_rotary(reference_norm(each, weight), cos, sin)
+        for each, weight in zip((query, key), weights, strict=True)
+    ]
+    norm_rotate(query, key, cos, sin, weights, EPS)
+    for each, turned in zip((query, key), expected, strict=True):
+        assert_rounded_once(each, turned)
