@@ -22,7 +22,7 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
         *_node_groups(config),
         *_roles(config),
         *_engines(config),
-        *_block_sizes(config),
+        *_alike(config),
     ]
 
 
@@ -86,11 +86,11 @@ def _engines(config: PdrayConfig) -> Iterator[Problem]:
                 value=engine.max_tokens_per_step,
                 accepted=f"should be at least block_size, {engine.block_size}{on}",
             )
-        if engine.tensor_parallel > 1:
+        if engine.tensor_parallel > 1 and config.transfer.transport == "loopback":
             yield Problem(
-                key=f"{key}.tensor_parallel",
-                value=engine.tensor_parallel,
-                accepted="1, until handoffs move every rank's blocks",
+                key="transfer.transport",
+                value="loopback",
+                accepted=f"nixl, as the ranks of pool {pool} are processes{on}",
             )
         if engine.device not in ("cpu", "cuda") and engine.tensor_parallel > 1:
             yield Problem(
@@ -111,11 +111,13 @@ def _engines(config: PdrayConfig) -> Iterator[Problem]:
             )
 
 
-def _block_sizes(config: PdrayConfig) -> Iterator[Problem]:
-    sizes = {f"{pool} on {group}": engine.block_size for pool, group, engine in _pairs(config)}
-    if len(set(sizes.values())) > 1:
-        yield Problem(
-            key="pools.*.engine.block_size",
-            value=sizes,
-            accepted="should be equal in all pools; unlike block sizes come in a later version",
-        )
+def _alike(config: PdrayConfig) -> Iterator[Problem]:
+    """Settings by which one pool's KV blocks are another's."""
+    for key in ("block_size", "tensor_parallel"):
+        values = {f"{pool} on {group}": getattr(each, key) for pool, group, each in _pairs(config)}
+        if len(set(values.values())) > 1:
+            yield Problem(
+                key=f"pools.*.engine.{key}",
+                value=values,
+                accepted="should be equal in all pools; unlike ones come in a later version",
+            )

@@ -32,8 +32,6 @@ from pdray.link.messages import (
 from pdray.link.peers import PeerLinks
 from pdray.link.server import LinkServer
 from pdray.metrics.prometheus import WorkerMetrics
-from pdray.transfer import create_transport
-from pdray.transfer.base import KVRegion
 from pdray.transfer.transfer_thread import TransferThread
 from pdray.worker.attempts import AttemptTable
 from pdray.worker.config import WorkerConfig
@@ -44,6 +42,7 @@ from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
 from pdray.worker.prefilling import Prefilling
 from pdray.worker.pulling import Pulling
+from pdray.worker.ranks import make_transport
 from pdray.worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class Worker:
         self._server = LinkServer()
         self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
         self._transfer = TransferThread(
-            lambda: create_transport(config.transport, config.worker_id, self._region())
+            lambda: make_transport(config.transport, config.worker_id, engine)
         )
         self._lending = Lending(
             engine=engine,
@@ -209,15 +208,6 @@ class Worker:
             self._pulling.tick()
             # Not every block that comes free is an event: those out of a quarantine are none.
             self._prefilling.pump()
-
-    def _region(self) -> KVRegion:
-        storage = self.engine.storage
-        return KVRegion(
-            address=storage.address,
-            num_blocks=storage.num_blocks,
-            block_bytes=storage.block_bytes,
-            device_id=storage.device_id,
-        )
 
     def _hello(self) -> Hello:
         return Hello(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,32 +16,60 @@ import pytest
 from pdray.core.errors import TransferError
 from pdray.transfer import TRANSPORTS, create_transport
 from pdray.transfer.base import KVRegion, TransferId, TransferState, Transport
+from pdray.transfer.ranked import RankedTransport
+from pdray.transfer.remote import RemoteTransport
+from pdray.transfer.remote_server import serve_transport
 
 NUM_BLOCKS = 24
 BLOCK_BYTES = 4096
 PATIENCE_S = 30.0
 
 
+RANKED = "two ranks of nixl"
+"""A worker of two ranks: the second one's transport is in a thread, at the end of a pipe."""
+
+
 class Arena:
-    """Host memory in blocks, and the transport over it."""
+    """Host memory in blocks, and the transport over it; of a ranked one, each rank's part of a
+    block is a row of it."""
 
     def __init__(
         self, name: str, worker_id: str, *, seed: int | None, block_bytes: int = BLOCK_BYTES
     ) -> None:
-        size = (NUM_BLOCKS, block_bytes)
-        self.blocks: npt.NDArray[np.uint8] = np.zeros(size, dtype=np.uint8)
+        size = (2 if name == RANKED else 1, NUM_BLOCKS, block_bytes)
+        self._parts: npt.NDArray[np.uint8] = np.zeros(size, dtype=np.uint8)
         if seed is not None:
-            self.blocks[:] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-        self.transport: Transport = create_transport(
-            name,
-            worker_id,
-            KVRegion(
-                address=self.blocks.ctypes.data,
-                num_blocks=NUM_BLOCKS,
-                block_bytes=block_bytes,
-                device_id=None,
-            ),
+            self._parts[:] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+        self.blocks = self._parts.swapaxes(0, 1)
+        self._threads: list[threading.Thread] = []
+        self.transport: Transport
+        if name == RANKED:
+            own = create_transport("nixl", worker_id, self._region(0))
+            self.transport = RankedTransport([own, self._make_remote(worker_id)])
+        else:
+            self.transport = create_transport(name, worker_id, self._region(0))
+
+    def close(self) -> None:
+        self.transport.close()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+
+    def _region(self, rank: int) -> KVRegion:
+        return KVRegion(
+            address=self._parts[rank].ctypes.data,
+            num_blocks=NUM_BLOCKS,
+            block_bytes=self._parts.shape[2],
+            device_id=None,
         )
+
+    def _make_remote(self, worker_id: str) -> RemoteTransport:
+        ours, theirs = multiprocessing.Pipe()
+        make = partial(create_transport, "nixl", f"{worker_id}.1")
+        thread = threading.Thread(target=serve_transport, args=(theirs, self._region(1), make))
+        thread.start()
+        self._threads.append(thread)
+        return RemoteTransport(ours)
 
 
 class Pair:
@@ -77,11 +108,11 @@ class Pair:
 
     def close_arena(self, arena: Arena) -> None:
         self._arenas.remove(arena)
-        arena.transport.close()
+        arena.close()
 
     def close(self) -> None:
         for arena in self._arenas:
-            arena.transport.close()
+            arena.close()
 
 
 @contextmanager
@@ -93,7 +124,7 @@ def open_pair(name: str) -> Iterator[Pair]:
         pair.close()
 
 
-@pytest.fixture(params=TRANSPORTS.names())
+@pytest.fixture(params=[*TRANSPORTS.names(), RANKED])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with open_pair(request.param) as made:
         yield made
@@ -166,10 +197,13 @@ def test_another_block_size_is_refused_naming_both(pair: Pair) -> None:
 
 
 def test_another_transport_is_refused_naming_both(pair: Pair) -> None:
-    (other_name,) = set(TRANSPORTS.names()) - {pair.name}
+    other_name = next(name for name in TRANSPORTS.names() if name != pair.name)
+    message = f"{other_name!r}, this worker {pair.name!r}"
+    if pair.name == RANKED:
+        message = "'other' is no worker of ranks; this one has 2"
     with open_pair(other_name) as other:
         description = other.owner.transport.describe()
-        with pytest.raises(TransferError, match=f"{other_name!r}, this worker {pair.name!r}"):
+        with pytest.raises(TransferError, match=message):
             pair.reader.transport.add_peer("other", description)
 
 
@@ -247,3 +281,10 @@ def test_an_unknown_transport_is_answered_with_the_known_ones() -> None:
     region = KVRegion(address=0, num_blocks=1, block_bytes=1, device_id=None)
     with pytest.raises(KeyError, match="unknown transport 'carrier_pigeon'; known: loopback, nixl"):
         create_transport("carrier_pigeon", "worker", region)
+
+
+def test_workers_of_unlike_numbers_of_ranks_refuse_each_other() -> None:
+    with open_pair(RANKED) as ranked, open_pair("nixl") as plain:
+        lone = RankedTransport([plain.owner.transport])
+        with pytest.raises(TransferError, match="'lone' has 1 ranks, this worker 2"):
+            ranked.reader.transport.add_peer("lone", lone.describe())

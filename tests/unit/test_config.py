@@ -79,6 +79,8 @@ def test_the_serve_deploy_file_names_a_shipped_config_and_the_builder() -> None:
         ("pools.prefill.engine.block_size", "16", ["block_size = '16'", "valid integer"]),
         ("pools.prefill.engine.block_size", True, ["block_size = True", "valid integer"]),
         ("pools.prefill.engine.block_size", 32, ["block_size", "equal in all pools", "later"]),
+        ("pools.prefill.engine.tensor_parallel", 0, ["tensor_parallel = 0", "greater than"]),
+        ("pools.prefill.engine.tensor_parallel", 2, ["tensor_parallel", "equal in all pools"]),
         ("pools.prefill.engine.kv_cache_bytes", "1 Gib", ["'1 Gib'", "512MiB"]),
         ("pools.prefill.engine.kv_cache_bytes", 0, ["kv_cache_bytes = 0", "greater than 0"]),
         ("pools.prefill.engine.kv_cache_bytes", None, ["exactly one", "kv_memory_fraction"]),
@@ -113,6 +115,28 @@ def test_what_cannot_be_is_refused_with_key_value_and_what_is_accepted(
 ) -> None:
     text = error_of(put(good(), key, value))
     assert text.startswith("my.yaml: ")
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("device", "resources", "transport", "words"),
+    [
+        ("cuda", {"GPU": 1.0}, "nixl", ["resources_per_worker", "should have GPU: 2"]),
+        ("cuda:1", {"GPU": 2.0}, "nixl", ["engine.device = 'cuda:1'", "cpu or cuda"]),
+        ("cpu", {"CPU": 1.0}, "loopback", ["transfer.transport = 'loopback'", "nixl"]),
+    ],
+)
+def test_what_several_ranks_cannot_have_is_refused(
+    device: str, resources: dict[str, float], transport: str, words: list[str]
+) -> None:
+    data = put(good(), "transfer", {"transport": transport})
+    for pool in ("prefill", "decode"):
+        data = put(data, f"pools.{pool}.engine.tensor_parallel", 2)
+        data = put(data, f"pools.{pool}.engine.device", device)
+    for group in ("a", "b"):
+        data = put(data, f"node_groups.{group}.resources_per_worker", resources)
+    text = error_of(data)
     for word in words:
         assert word in text
 

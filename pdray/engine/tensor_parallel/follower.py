@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Companion = Callable[[Connection, KVStorage], None]
 """What a follower does beside the batches, in a thread of its own: it talks to rank 0 over the
-connection until that ends, which is an EOFError."""
+connection, and lets the EOFError out that is the connection's end."""
 
 
 def main(steps_fd: int, side_fd: int) -> None:
@@ -78,8 +78,9 @@ def _load(steps: Connection) -> Runner:
 def _keep_company(side: Connection, storage: Future[KVStorage]) -> None:
     """Ends the process with the connection: also while it loads, or waits within a step."""
     try:
-        companion: Companion = side.recv()
-        companion(side, storage.result())
+        while True:
+            companion: Companion = side.recv()
+            companion(side, storage.result())
     except (EOFError, ConnectionError):
         os._exit(0)
     except Exception:  # the thread's outermost level: rank 0 sees that the process has ended

@@ -70,6 +70,11 @@ class Ranks:
         """To each rank's companion (see follower.py), from rank 1 on."""
         return [follower.side for follower in self._followers]
 
+    @property
+    def processes(self) -> list[subprocess.Popen[bytes]]:
+        """Of ranks 1 and up."""
+        return [follower.process for follower in self._followers]
+
     def begin(self, layout_text: str, on_failure: Callable[[], None]) -> None:
         """Returns when all ranks wait for a batch. From then on ``on_failure`` is called, from a
         thread, when a rank has died. Raises RankLostError."""

@@ -67,6 +67,7 @@ def test_the_digest_changes_with_all_that_decides_the_bytes() -> None:
         layout_of([FULL, SLIDING], model_digest="other"),
         layout_of([FULL, SLIDING], block_size=32),
         layout_of([FULL, SLIDING], dtype="bfloat16"),
+        layout_of([FULL, SLIDING], tensor_parallel=2),
         layout_of([SLIDING, FULL]),
         layout_of([FULL, replace(SLIDING, sliding_window=1024)]),
         layout_of([replace(FULL, k_head_dim=128, v_head_dim=384), SLIDING]),
@@ -81,3 +82,5 @@ def test_the_description_names_what_differs() -> None:
     assert "bfloat16" in text
     assert "window 512" in text
     assert "1 KV heads of 256 + 256" in text
+    assert "ranks" not in text
+    assert "on each of 4 ranks" in layout_of([FULL], tensor_parallel=4).describe()
