@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from pdray.core.request import Request, SamplingParams
 from pdray.engine.config import EngineConfig
-from pdray.engine.engine import Engine, StepOutput
+from pdray.engine.engine import Engine
+from pdray.engine.outputs import StepOutput
 from pdray.engine.sequence import Sequence
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from pdray.core.errors import PdrayError, UnavailableError
+from pdray.core.logprobs import TokenLogprobs
 from pdray.core.placement import ServingLimits
 from pdray.core.request import FinishReason, Request
 from pdray.frontend.frontend import check_fits
@@ -15,8 +16,18 @@ from pdray.frontend.token_stream import TokenDelta
 Script = Sequence[TokenDelta | PdrayError | asyncio.Event]
 
 
-def delta(*token_ids: int, finish: FinishReason | None = None) -> TokenDelta:
-    return TokenDelta(token_ids=token_ids, finish_reason=finish)
+def delta(
+    *token_ids: int,
+    finish: FinishReason | None = None,
+    logprobs: tuple[TokenLogprobs, ...] | None = None,
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None,
+) -> TokenDelta:
+    return TokenDelta(
+        token_ids=token_ids,
+        finish_reason=finish,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
 
 
 def spelled(

@@ -9,7 +9,8 @@ from pathlib import Path
 from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN, MAX_STEP_TOKENS
 from pdray.core.request import Request, SamplingParams
 from pdray.engine.config import EngineConfig
-from pdray.engine.engine import Engine, StepOutput
+from pdray.engine.engine import Engine
+from pdray.engine.outputs import StepOutput
 from pdray.engine.sequence import Sequence
 
 

@@ -8,6 +8,7 @@ from typing import NewType
 
 from pdray.core.errors import IllegalTransitionError
 from pdray.core.grammar import Grammar
+from pdray.core.logprobs import TokenLogprobs
 
 WorkerId = NewType("WorkerId", str)
 """Names one life of one worker: a restarted worker has another id."""
@@ -156,6 +157,8 @@ class TokenChunk:
     """New tokens of one attempt of a request; ``index`` is the output index of the first.
 
     ``decode_worker_id`` is set on a prefill worker's chunk only: who goes on from here.
+    ``logprobs`` are of each of ``token_ids``, where they were asked for; ``prompt_logprobs`` of
+    the prompt's tokens from the second on, and come with output index 0.
     """
 
     request_id: str
@@ -164,3 +167,5 @@ class TokenChunk:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     decode_worker_id: WorkerId | None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None

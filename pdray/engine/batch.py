@@ -22,6 +22,8 @@ class Batch:
     sampled_rows: IntArray
     """Rows of T whose logits are wanted, in the order of ``sampled_chunks``."""
     sampled_chunks: tuple[ScheduledChunk, ...]
+    scored_rows: IntArray
+    """Rows of T whose logits say how likely the prompt's next token was."""
     groups: tuple[GroupBatch, ...]
     partial_block_ids: tuple[int, ...]
     """Blocks that the step begins and does not fill: what lies in their rest is not its own."""
@@ -45,6 +47,7 @@ def build_batch(plan: StepPlan, groups: tuple[KVGroup, ...], block_size: int) ->
         positions_T=positions_T,
         sampled_rows=ends[is_last] - 1,
         sampled_chunks=tuple(chunk for chunk in chunks if chunk.is_last),
+        scored_rows=_scored_rows(chunks, ends),
         groups=tuple(
             _build_group(plan, group, block_size, starts, lens, seq_of_T, positions_T)
             for group in groups
@@ -78,6 +81,21 @@ def _build_group(
         slot_blocks_T=slot_blocks_T,
         slot_offsets_T=positions_T % block_size,
     )
+
+
+def num_scored(chunk: ScheduledChunk) -> int:
+    """How many of its tokens, from the first on, have a next one in a prompt that is scored."""
+    if not chunk.sequence.scores_prompt:
+        return 0
+    return min(chunk.end, chunk.sequence.request.num_prompt_tokens - 1) - chunk.start
+
+
+def _scored_rows(chunks: tuple[ScheduledChunk, ...], ends: IntArray) -> IntArray:
+    rows = [
+        np.arange(end - chunk.num_tokens, end - chunk.num_tokens + num_scored(chunk))
+        for chunk, end in zip(chunks, ends, strict=True)
+    ]
+    return np.concatenate(rows).astype(np.int64)
 
 
 def _pad_tables(tables: list[BlockTable]) -> IntArray:

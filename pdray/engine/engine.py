@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder, recorder_for
 from pdray.engine.grammar import Grammars
 from pdray.engine.model import LoadedModel, check_ranks, load_model
+from pdray.engine.outputs import SequenceOutput, StepOutput
 from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampling.sampled import SampledToken
 from pdray.engine.sampling.sampler import Sampler
@@ -31,31 +31,6 @@ from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
 from pdray.kvcache.block_pool import BlockPool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceOutput:
-    """What a step did for one sequence. ``token_ids`` is empty for a prompt's chunk that is not
-    the last; a stop token is among them, and ``index`` is its output index. With ``error`` or
-    ``finish_reason`` it has ended."""
-
-    sequence: Sequence
-    index: int
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-    num_computed_tokens: int
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepOutput:
-    """What one step did, and took; without ``sequences`` there was nothing to do."""
-
-    sequences: tuple[SequenceOutput, ...]
-    num_prefill_tokens: int
-    num_decode_tokens: int
-    num_preemptions: int
-    step_s: float
 
 
 class Engine:
@@ -312,9 +287,12 @@ class Engine:
 
     def _run(self, plan: StepPlan) -> dict[Sequence, SampledToken]:
         batch = build_batch(plan, self.layout.groups, self.layout.block_size)
-        logits = self._runner.run(batch)
+        prompt_scores = self._sampler.prompt_scores(plan.chunks)
+        logits = self._runner.run(batch, prompt_scores.add)
         sequences = [chunk.sequence for chunk in batch.sampled_chunks]
         tokens = self._sampler.sample(logits, sequences).read()
+        for chunk, scores in prompt_scores.read().items():
+            chunk.sequence.add_prompt_logprobs(chunk.start, scores)
         self._check_ranks()  # on a GPU, sums without a rank end too, and are of nothing
         return dict(zip(sequences, tokens, strict=True))
 
@@ -344,12 +322,14 @@ class Engine:
         seq = chunk.sequence
         self._scheduler.advance(chunk)
         new_ids: tuple[int, ...] = ()
-        finish_reason = None
+        finish_reason = logprobs = prompt_logprobs = None
         error = error_of(seq, token)
         if token is not None and error is None:
             assert token.token_id is not None
             seq.output_token_ids.append(token.token_id)
             new_ids = (token.token_id,)
+            prompt_logprobs = seq.take_prompt_logprobs()
+            logprobs = None if token.logprobs is None else (token.logprobs,)
             finish_reason = self._finish_reason(seq, token.token_id)
         if error or finish_reason or (seq.is_lent and new_ids):
             self._scheduler.remove(seq)
@@ -362,6 +342,8 @@ class Engine:
             finish_reason=finish_reason,
             num_computed_tokens=seq.num_computed_tokens,
             error=error,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:

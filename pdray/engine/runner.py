@@ -13,10 +13,15 @@ from pdray.engine.batch import Batch
 from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder
 from pdray.engine.decode_graphs import DecodeGraphs
+from pdray.engine.head import HiddenStates, Score
 from pdray.engine.model import LoadedModel
 from pdray.engine.upload import upload
 from pdray.kvcache.layout import KVLayout
 from pdray.kvcache.storage import KVStorage, LayerCache
+
+
+def drop_logits(part: slice, logits: torch.Tensor) -> None:
+    """For a rank that has computed its part of them."""
 
 
 class Runner:
@@ -47,21 +52,25 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch, score: Score = drop_logits) -> torch.Tensor:
         """[S, V] for ``batch.sampled_rows``, good until the next run; the step's keys and values
-        are in the arena then."""
+        are in the arena then. ``score`` gets the logits of ``batch.scored_rows`` before that."""
         self.storage.clear(batch.partial_block_ids)
         if self._decode_graphs is not None:
             logits_SV = self._decode_graphs.run(batch)
             if logits_SV is not None:
                 return logits_SV
         plans = [self._backend.plan(group, self._device) for group in batch.groups]
-        return self._forward(
-            upload(batch.input_ids_T, self._device),
-            upload(batch.positions_T, self._device),
-            upload(batch.sampled_rows, self._device),
-            plans,
-        )
+        input_ids_T = upload(batch.input_ids_T, self._device)
+        positions_T = upload(batch.positions_T, self._device)
+        rows_S = upload(batch.sampled_rows, self._device)
+        if not len(batch.scored_rows):
+            return self._forward(input_ids_T, positions_T, rows_S, plans)
+        hidden = HiddenStates(self._loaded.model, self._loaded.model.get_decoder())
+        logits_SV = hidden.capture(lambda: self._forward(input_ids_T, positions_T, rows_S, plans))
+        scored_rows = upload(batch.scored_rows, self._device)
+        hidden.score(input_ids_T, scored_rows, logits_SV.shape[1], score)
+        return logits_SV
 
     def _forward(
         self,

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import Request
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Sequence:
     state: SequenceState = SequenceState.NEW
     age: int = 0
     is_quarantined: bool = False
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as they are computed."""
     grammar_state: GrammarState | None = None
 
     @classmethod
@@ -93,6 +96,11 @@ class Sequence:
         return self.num_tokens - self.num_computed_tokens
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether a step over its prompt has to tell how likely the model found it."""
+        return self.request.scores_prompt and not self.output_token_ids
+
+    @property
     def is_decoding(self) -> bool:
         """One token a step from here on: all but the newest token have their KV."""
         return self.num_computed_tokens > 0 and self.num_uncomputed_tokens <= 1
@@ -111,6 +119,18 @@ class Sequence:
         return [
             block_id for table in self.block_tables for block_id in table.block_ids
         ] + self.stock
+
+    def add_prompt_logprobs(self, start: int, scores: list[TokenLogprobs]) -> None:
+        """Of the tokens after those at positions from ``start`` on, computed for the first time
+        or again."""
+        self.prompt_logprobs[start:] = scores
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
+        """All of them, with the first output token; None for later ones, and if not wanted."""
+        if not self.request.scores_prompt or len(self.output_token_ids) != 1:
+            return None
+        taken, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        return taken
 
     def drop_blocks(self) -> None:
         """It holds none any more: they have got another owner."""

@@ -42,6 +42,7 @@ class DetokenizerFactory:
         decoder = json.loads(tokenizer.to_str())["decoder"]
         self._is_byte_level = decoder is not None and decoder["type"] == "ByteLevel"
         self._bytes: dict[int, bytes] = {}
+        self._spellings: dict[int, bytes] = {}
         self._byte_ids = frozenset(
             token_id
             for value in range(256)
@@ -69,6 +70,25 @@ class DetokenizerFactory:
         if token_id not in self._bytes:
             self._bytes[token_id] = self._look_up_bytes(token_id)
         return self._bytes[token_id]
+
+    def spelling(self, token_id: int) -> bytes:
+        """What the token adds to a text that has begun; a special one's own name."""
+        if token_id not in self._spellings:
+            self._spellings[token_id] = self._spell(token_id)
+        return self._spellings[token_id]
+
+    def _spell(self, token_id: int) -> bytes:
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._special_ids:
+            return token.encode()
+        if self._is_byte_level:
+            return self.token_bytes(token_id)
+        if self.is_byte(token_id):
+            return bytes([int(token[3:5], 16)])
+        before = self.decode(self.anchor)
+        return self.decode([*self.anchor, token_id])[len(before) :].encode()
 
     def _look_up_bytes(self, token_id: int) -> bytes:
         if not self.is_visible(token_id):

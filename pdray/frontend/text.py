@@ -79,6 +79,11 @@ class Tokenizer:
         """The text of the tokens, special ones left out."""
         return self._detokenizers.decode(list(token_ids))
 
+    def spelling(self, token_id: int) -> bytes:
+        """What one token stands for: its part of a text, or a special token's name. Not always
+        whole characters."""
+        return self._detokenizers.spelling(token_id)
+
     def detokenizer(self) -> IncrementalDetokenizer:
         return self._detokenizers.create()
 

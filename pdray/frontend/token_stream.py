@@ -6,15 +6,19 @@ import asyncio
 from dataclasses import dataclass
 
 from pdray.core.errors import PdrayError, SlowReaderError
+from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason, TokenChunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
-    """The next tokens of a request: all that came since the reader last asked."""
+    """The next tokens of a request: all that came since the reader last asked. Logprobs as in
+    TokenChunk."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class TokenStream:
@@ -30,6 +34,8 @@ class TokenStream:
         self._max_unread_tokens = max_unread_tokens
         self._early: dict[int, TokenChunk] = {}
         self._unread: list[int] = []
+        self._unread_logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
         self._finish_reason: FinishReason | None = None
         self._error: PdrayError | None = None
         self._changed = asyncio.Event()
@@ -54,6 +60,9 @@ class TokenStream:
         num_new = 0
         while (ready := self._early.pop(self._next_index, None)) is not None:
             self._unread += ready.token_ids
+            self._unread_logprobs += ready.logprobs or ()
+            if ready.prompt_logprobs is not None:
+                self._prompt_logprobs = ready.prompt_logprobs
             self._next_index += len(ready.token_ids)
             num_new += len(ready.token_ids)
             self._finish_reason = ready.finish_reason
@@ -82,8 +91,15 @@ class TokenStream:
         await self._changed.wait()
         if self._error is not None and not self._unread:
             raise self._error
-        delta = TokenDelta(token_ids=tuple(self._unread), finish_reason=self._finish_reason)
+        delta = TokenDelta(
+            token_ids=tuple(self._unread),
+            finish_reason=self._finish_reason,
+            logprobs=tuple(self._unread_logprobs) or None,
+            prompt_logprobs=self._prompt_logprobs,
+        )
         self._unread.clear()
+        self._unread_logprobs.clear()
+        self._prompt_logprobs = None
         if self._error is None:
             self._changed.clear()
         return delta

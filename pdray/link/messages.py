@@ -8,7 +8,7 @@ from pdray.core.handoff import Handoff, Watermark
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import Request, TokenChunk
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):

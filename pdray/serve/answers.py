@@ -8,19 +8,24 @@ from typing import Protocol
 
 from msgspec import UNSET, UnsetType
 
+from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason
 from pdray.frontend.text_stream import TextDelta
+from pdray.serve.logprobs import LogprobsWriter
 from pdray.serve.openai_responses import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
     ChatCompletion,
+    ChatLogprobs,
     Chunk,
     Completion,
     Delta,
     Message,
+    PromptLogprobs,
     Response,
     TextChoice,
+    TextLogprobs,
     Usage,
 )
 
@@ -32,11 +37,18 @@ class Transcript:
     pieces: list[str] = field(default_factory=list)
     num_tokens: int = 0
     finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    text_offsets: list[int] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
     def add(self, delta: TextDelta) -> None:
         self.pieces.append(delta.text)
         self.num_tokens += delta.num_tokens
         self.finish_reason = delta.finish_reason
+        self.logprobs += delta.logprobs
+        self.text_offsets += delta.text_offsets
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
 
     @property
     def text(self) -> str:
@@ -68,27 +80,82 @@ class Answer(Protocol):
     def usage_chunk(self, usage: Usage) -> Chunk: ...
 
 
-class TextAnswer:
-    """``echoes`` are the prompts' texts, to stand before each choice, or empty."""
+@dataclass(frozen=True, slots=True)
+class LogprobsWriters:
+    """How an answer shows logprobs: None where none were asked for."""
 
-    def __init__(self, heading: Heading, echoes: Sequence[str]) -> None:
+    output: LogprobsWriter | None
+    prompt: LogprobsWriter | None
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that stands before its choice's text."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class TextAnswer:
+    """``echoes`` has an entry for each choice."""
+
+    def __init__(
+        self, heading: Heading, echoes: Sequence[Echo | None], writers: LogprobsWriters
+    ) -> None:
         self._heading = heading
-        self._echoes = list(echoes)
+        self._echoes = echoes
+        self._writers = writers
+        self._opened: set[int] = set()
 
     def whole(self, transcripts: Sequence[Transcript], usage: Usage) -> Completion:
         choices = tuple(
-            TextChoice(index=index, text=echo + each.text, finish_reason=each.finish_reason)
-            for index, (each, echo) in enumerate(zip(transcripts, self._echoes, strict=True))
+            TextChoice(
+                index=index,
+                text=self._echo_text(index) + each.text,
+                logprobs=self._logprobs(index, each),
+                finish_reason=each.finish_reason,
+                prompt_logprobs=prompt_logprobs(self._writers, each),
+            )
+            for index, each in enumerate(transcripts)
         )
         return self._completion(choices, usage)
 
     def chunks(self, index: int, delta: TextDelta) -> list[Chunk]:
-        text = self._echoes[index] + delta.text
-        self._echoes[index] = ""
-        if not text and delta.finish_reason is None:
+        text = delta.text
+        if index not in self._opened:
+            self._opened.add(index)
+            text = self._echo_text(index) + text
+        if not text and not delta.logprobs and delta.finish_reason is None:
             return []
-        choice = TextChoice(index=index, text=text, finish_reason=delta.finish_reason)
+        choice = TextChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs(index, delta),
+            finish_reason=delta.finish_reason,
+        )
         return [self._completion((choice,), self._heading.no_usage_yet)]
+
+    def _echo_text(self, index: int) -> str:
+        echo = self._echoes[index]
+        return "" if echo is None else echo.text
+
+    def _logprobs(self, index: int, source: Transcript | TextDelta) -> TextLogprobs | None:
+        """The echoed prompt's first, which come with the first token."""
+        writer = self._writers.output
+        if writer is None:
+            return None
+        shift = len(self._echo_text(index))
+        output = writer.text(source.logprobs, source.text_offsets, shift)
+        echo = self._echoes[index]
+        if echo is None or source.prompt_logprobs is None:
+            return output
+        prompt = writer.echo(echo.token_ids, source.prompt_logprobs)
+        return TextLogprobs(
+            tokens=prompt.tokens + output.tokens,
+            token_logprobs=prompt.token_logprobs + output.token_logprobs,
+            top_logprobs=prompt.top_logprobs + output.top_logprobs,
+            text_offset=prompt.text_offset + output.text_offset,
+        )
 
     def usage_chunk(self, usage: Usage) -> Completion:
         return self._completion((), usage)
@@ -107,15 +174,19 @@ class TextAnswer:
 
 
 class ChatAnswer:
-    def __init__(self, heading: Heading) -> None:
+    def __init__(self, heading: Heading, writers: LogprobsWriters) -> None:
         self._heading = heading
+        self._writers = writers
         self._opened: set[int] = set()
 
     def whole(self, transcripts: Sequence[Transcript], usage: Usage) -> ChatCompletion:
         heading = self._heading
         choices = tuple(
             ChatChoice(
-                index=index, message=Message(content=each.text), finish_reason=each.finish_reason
+                index=index,
+                message=Message(content=each.text),
+                logprobs=self._logprobs(each),
+                finish_reason=each.finish_reason,
             )
             for index, each in enumerate(transcripts)
         )
@@ -125,6 +196,7 @@ class ChatAnswer:
             model=heading.model,
             choices=choices,
             usage=usage,
+            prompt_logprobs=prompt_logprobs(self._writers, transcripts[0]),
         )
 
     def chunks(self, index: int, delta: TextDelta) -> list[Chunk]:
@@ -132,8 +204,9 @@ class ChatAnswer:
         if index not in self._opened:
             self._opened.add(index)
             chunks.append(self._chunk(index, Delta(role="assistant", content="")))
-        if delta.text:
-            chunks.append(self._chunk(index, Delta(content=delta.text)))
+        if delta.text or delta.logprobs:
+            logprobs = self._logprobs(delta)
+            chunks.append(self._chunk(index, Delta(content=delta.text), logprobs=logprobs))
         if delta.finish_reason is not None:
             chunks.append(self._chunk(index, Delta(), delta.finish_reason))
         return chunks
@@ -141,10 +214,20 @@ class ChatAnswer:
     def usage_chunk(self, usage: Usage) -> ChatChunk:
         return self._with_choices((), usage)
 
+    def _logprobs(self, source: Transcript | TextDelta) -> ChatLogprobs | None:
+        writer = self._writers.output
+        return None if writer is None else writer.chat(source.logprobs)
+
     def _chunk(
-        self, index: int, delta: Delta, finish_reason: FinishReason | None = None
+        self,
+        index: int,
+        delta: Delta,
+        finish_reason: FinishReason | None = None,
+        logprobs: ChatLogprobs | None = None,
     ) -> ChatChunk:
-        choice = ChatChunkChoice(index=index, delta=delta, finish_reason=finish_reason)
+        choice = ChatChunkChoice(
+            index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason
+        )
         return self._with_choices((choice,), self._heading.no_usage_yet)
 
     def _with_choices(
@@ -158,3 +241,9 @@ class ChatAnswer:
             choices=choices,
             usage=usage,
         )
+
+
+def prompt_logprobs(writers: LogprobsWriters, transcript: Transcript) -> PromptLogprobs | UnsetType:
+    if writers.prompt is None or transcript.prompt_logprobs is None:
+        return UNSET
+    return writers.prompt.prompt(transcript.prompt_logprobs)

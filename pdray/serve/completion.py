@@ -5,7 +5,6 @@ Several prompts and n choices of each are requests that run together.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -14,24 +13,27 @@ from uuid import uuid4
 
 from pdray.core.errors import InvalidRequestError, ModelNotFoundError
 from pdray.core.placement import ServingLimits
-from pdray.core.request import Request, SamplingParams
+from pdray.core.request import Request
 from pdray.frontend.frontend import check_fits
 from pdray.frontend.text import Tokenizer
 from pdray.frontend.text_stream import TextDelta, TokenSource, stream_text
-from pdray.serve.answers import Answer, ChatAnswer, Heading, TextAnswer, Transcript
-from pdray.serve.choices import read_together
-from pdray.serve.openai_api import (
-    DEFAULT_COMPLETION_TOKENS,
-    ChatBody,
-    CompletionBody,
-    GenerationBody,
+from pdray.serve.answers import (
+    Answer,
+    ChatAnswer,
+    Echo,
+    Heading,
+    LogprobsWriters,
+    TextAnswer,
+    Transcript,
 )
+from pdray.serve.choices import read_together
+from pdray.serve.logprobs import LogprobsWriter
+from pdray.serve.openai_api import ChatBody, CompletionBody, GenerationBody
 from pdray.serve.openai_responses import Chunk, Response, Usage
+from pdray.serve.sampling import check_bias, sampling_params
 
 MAX_CHOICES = 256
 """Prompts times n, of one call."""
-
-SEED_BITS = 63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,7 @@ class Job:
     requests: tuple[Request, ...]
     num_prompt_tokens: int
     stop: tuple[str, ...]
+    is_stop_shown: bool
     answer: Answer
     has_usage_chunk: bool
 
@@ -79,6 +82,7 @@ class CompletionService:
             )
         prompts = await self._prompts(body)
         self._check_token_ids(prompts, "messages" if isinstance(body, ChatBody) else "prompt")
+        check_bias(body, self._tokenizer.vocab_size)
         if len(prompts) * body.n > MAX_CHOICES:
             raise InvalidRequestError(
                 f"n = {body.n} choices of {len(prompts)} prompts; accepted: up to {MAX_CHOICES} "
@@ -103,6 +107,7 @@ class CompletionService:
             requests=requests,
             num_prompt_tokens=sum(map(len, prompts)),
             stop=body.stop_strings,
+            is_stop_shown=body.include_stop_str_in_output,
             answer=self._answer(body, job_id, prompts),
             has_usage_chunk=body.has_usage_chunk,
         )
@@ -136,7 +141,13 @@ class CompletionService:
     def _read(self, job: Job) -> AsyncGenerator[list[tuple[int, TextDelta]], None]:
         return read_together(
             [
-                stream_text(self._source, self._tokenizer, request, job.stop)
+                stream_text(
+                    self._source,
+                    self._tokenizer,
+                    request,
+                    job.stop,
+                    is_stop_shown=job.is_stop_shown,
+                )
                 for request in job.requests
             ]
         )
@@ -167,18 +178,23 @@ class CompletionService:
             model=self.model_name,
             has_usage_chunk=body.has_usage_chunk,
         )
+        writers = LogprobsWriters(
+            output=self._logprobs_writer(body.num_logprobs),
+            prompt=self._logprobs_writer(body.prompt_logprobs),
+        )
         if isinstance(body, ChatBody):
-            return ChatAnswer(heading)
-        return TextAnswer(heading, self._echoes(body, prompts))
+            return ChatAnswer(heading, writers)
+        return TextAnswer(heading, self._echoes(body, prompts), writers)
 
-    def _echoes(self, body: CompletionBody, prompts: list[tuple[int, ...]]) -> list[str]:
-        if not body.echo:
-            return [""] * len(prompts) * body.n
-        texts = [
-            given if isinstance(given, str) else self._tokenizer.decode(token_ids)
+    def _logprobs_writer(self, num_top: int | None) -> LogprobsWriter | None:
+        return None if num_top is None else LogprobsWriter(self._tokenizer, num_top)
+
+    def _echoes(self, body: CompletionBody, prompts: list[tuple[int, ...]]) -> list[Echo | None]:
+        echoes = [
+            Echo(given if isinstance(given, str) else self._tokenizer.decode(token_ids), token_ids)
             for given, token_ids in zip(body.prompts, prompts, strict=True)
         ]
-        return [text for text in texts for _ in range(body.n)]
+        return [echo if body.echo else None for echo in echoes for _ in range(body.n)]
 
 
 def check_fits_body(request: Request, limits: ServingLimits, body: GenerationBody) -> None:
@@ -191,30 +207,3 @@ def check_fits_body(request: Request, limits: ServingLimits, body: GenerationBod
             names["max_tokens"] = "max_completion_tokens"
         param = names.get(error.param or "", error.param)
         raise InvalidRequestError(str(error), param=param, code=error.code) from None
-
-
-def sampling_params(
-    body: GenerationBody, choice: int, num_prompt_tokens: int, limits: ServingLimits
-) -> SamplingParams:
-    """The sampling of one choice: each draws its own noise, given a seed or not."""
-    seed = random.getrandbits(SEED_BITS) if body.seed is None else body.seed + choice
-    return SamplingParams(
-        max_tokens=max_tokens_of(body, num_prompt_tokens, limits),
-        temperature=body.temperature,
-        top_k=body.top_k if body.top_k > 0 else None,
-        top_p=body.top_p,
-        seed=seed % 2**SEED_BITS,
-        stop_token_ids=tuple(body.stop_token_ids),
-        ignore_eos=body.ignore_eos,
-    )
-
-
-def max_tokens_of(body: GenerationBody, num_prompt_tokens: int, limits: ServingLimits) -> int:
-    """What was asked for; by default all that is left for a chat, OpenAI's 16 for a completion.
-
-    At least one: that a prompt leaves no room at all is refused where requests are placed.
-    """
-    left = min(limits.max_model_len, limits.max_sequence_tokens) - num_prompt_tokens
-    if isinstance(body, ChatBody):
-        return body.max_completion_tokens or body.max_tokens or max(left, 1)
-    return body.max_tokens or max(min(left, DEFAULT_COMPLETION_TOKENS), 1)

@@ -33,13 +33,33 @@ class Usage(Sent, frozen=True, kw_only=True):
         )
 
 
+class TextLogprobs(Sent, frozen=True, kw_only=True):
+    """One entry for each token; None for what nothing came before."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class PromptLogprob(Sent, frozen=True, kw_only=True):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""vLLM's: for each prompt token, by token id, it and the likeliest ones; None for the first."""
+
+
 class TextChoice(Sent, frozen=True, kw_only=True):
     """A choice of a completion, whole or a chunk of it."""
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: TextLogprobs | None = None
     finish_reason: str | None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(Sent, frozen=True, kw_only=True):
@@ -63,10 +83,25 @@ class Message(Sent, frozen=True, kw_only=True):
     refusal: None = None
 
 
+class TopLogprob(Sent, frozen=True, kw_only=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Sent, frozen=True, kw_only=True):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class ChatChoice(Sent, frozen=True, kw_only=True):
     index: int
     message: Message
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None
 
 
@@ -77,6 +112,7 @@ class ChatCompletion(Sent, frozen=True, kw_only=True):
     model: str
     choices: tuple[ChatChoice, ...]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Delta(Sent, frozen=True, kw_only=True):
@@ -87,7 +123,7 @@ class Delta(Sent, frozen=True, kw_only=True):
 class ChatChunkChoice(Sent, frozen=True, kw_only=True):
     index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: str | None
 
 

@@ -33,16 +33,8 @@ IGNORED = frozenset(
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (0,),
-    "prompt_logprobs": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -57,7 +49,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
 }
@@ -81,6 +72,17 @@ ACCEPTED: Mapping[str, str] = {
     "temperature": "a number from 0 to 2",
     "top_p": "a number above 0, up to 1",
     "top_k": "an integer: from 1, or -1 or 0 for no limit",
+    "min_p": "a number from 0 to 1",
+    "presence_penalty": "a number from -2 to 2",
+    "frequency_penalty": "a number from -2 to 2",
+    "repetition_penalty": "a number from 0.01 to 100",
+    "logit_bias": "an object of up to 1024 entries, from token ids (as strings) to numbers from "
+    "-100 to 100",
+    "min_tokens": "an integer from 0 to max_tokens",
+    "logprobs": "an integer from 0 to 20 for a completion, true or false for a chat",
+    "top_logprobs": "an integer from 0 to 20",
+    "prompt_logprobs": "an integer from 0 to 20",
+    "include_stop_str_in_output": "true or false",
     "seed": "an integer of 64 bits",
 }
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pdray.engine.engine import Engine, SequenceOutput
+from pdray.engine.engine import Engine
+from pdray.engine.outputs import SequenceOutput
 from pdray.engine.sequence import Sequence
 from pdray.metrics.prometheus import WorkerMetrics
 from pdray.worker.attempts import AttemptKey, AttemptTable
@@ -43,14 +44,7 @@ class Decoding:
         if output.error is not None:
             self._outbox.fail(frontend_id, *key, output.error)
         elif output.token_ids:
-            self._outbox.put(
-                frontend_id,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-                index=output.index,
-                token_ids=output.token_ids,
-                finish_reason=output.finish_reason,
-            )
+            self._outbox.put(frontend_id, output)
         if output.error is not None or output.finish_reason is not None:
             self._attempts.end(*key)
 

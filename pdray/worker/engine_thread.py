@@ -7,7 +7,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from pdray.engine.engine import Engine, StepOutput
+from pdray.engine.engine import Engine
+from pdray.engine.outputs import StepOutput
 
 logger = logging.getLogger(__name__)
 

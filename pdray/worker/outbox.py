@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from pdray.core.request import FinishReason, TokenChunk, WorkerId
+from pdray.core.request import TokenChunk, WorkerId
+from pdray.engine.outputs import SequenceOutput
 from pdray.link.connection import Connection
 from pdray.link.messages import Failed, Tokens
 
@@ -32,21 +33,19 @@ class Outbox:
     def put(
         self,
         frontend_id: str,
+        output: SequenceOutput,
         *,
-        request_id: str,
-        attempt: int,
-        index: int,
-        token_ids: tuple[int, ...],
-        finish_reason: FinishReason | None,
         decode_worker_id: WorkerId | None = None,
     ) -> None:
         chunk = TokenChunk(
-            request_id=request_id,
-            attempt=attempt,
-            index=index,
-            token_ids=token_ids,
-            finish_reason=finish_reason,
+            request_id=output.sequence.request_id,
+            attempt=output.sequence.attempt,
+            index=output.index,
+            token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
             decode_worker_id=decode_worker_id,
+            logprobs=output.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
         )
         self._chunks.setdefault(frontend_id, []).append(chunk)
 

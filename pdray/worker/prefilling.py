@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pdray.core.errors import LinkError
 from pdray.core.handoff import Watermark
 from pdray.core.request import WorkerId
-from pdray.engine.engine import Engine, SequenceOutput
+from pdray.engine.engine import Engine
+from pdray.engine.outputs import SequenceOutput
 from pdray.engine.sequence import Sequence
 from pdray.link.messages import OfferReply, Submission
 from pdray.worker.attempts import AttemptTable
@@ -239,7 +240,7 @@ class Prefilling:
             return
         is_done = bool(output.token_ids)
         if is_done:
-            self._send_first_token(prompt, output)
+            self._outbox.put(prompt.frontend_id, output, decode_worker_id=prompt.reader_id)
         is_over = output.finish_reason is not None
         if prompt.lease_id is not None and not is_over:
             self._publish(prompt, output)
@@ -247,17 +248,6 @@ class Prefilling:
             self._end(prompt)
         elif is_done:
             prompt.phase = Phase.HANDING_OFF
-
-    def _send_first_token(self, prompt: Prompt, output: SequenceOutput) -> None:
-        self._outbox.put(
-            prompt.frontend_id,
-            request_id=prompt.request_id,
-            attempt=prompt.attempt,
-            index=len(prompt.submission.request.output_token_ids),
-            token_ids=output.token_ids,
-            finish_reason=output.finish_reason,
-            decode_worker_id=prompt.reader_id,
-        )
 
     def _publish(self, prompt: Prompt, output: SequenceOutput) -> None:
         assert prompt.lease_id is not None

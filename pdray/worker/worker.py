@@ -14,7 +14,8 @@ from pdray.core.errors import TransferError
 from pdray.core.handoff import Handoff
 from pdray.core.placement import WorkerAddress
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
-from pdray.engine.engine import Engine, StepOutput
+from pdray.engine.engine import Engine
+from pdray.engine.outputs import StepOutput
 from pdray.link.connection import Connection
 from pdray.link.messages import (
     WIRE_VERSION,

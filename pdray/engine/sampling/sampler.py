@@ -15,8 +15,10 @@ from pdray.engine.sampling.blocks import BlockMaxima
 from pdray.engine.sampling.drawing import draw_tokens
 from pdray.engine.sampling.edits import LogitEdits, is_edited
 from pdray.engine.sampling.logprobs import pack_logprobs
+from pdray.engine.sampling.prompt_scores import PromptScores
 from pdray.engine.sampling.sampled import Sampled
 from pdray.engine.sampling.scratch import Scratch
+from pdray.engine.scheduler import ScheduledChunk
 from pdray.engine.sequence import Sequence
 
 
@@ -53,6 +55,10 @@ class Sampler:
             logprobs_LW = pack_logprobs(raw_LV, token_ids_S[scored], num_top, self._scratch)
         is_good_S = maxima.best_S.isfinite()
         return Sampled(token_ids_S.masked_fill(~is_good_S, -1), logprobs_LW, num_tops)
+
+    def prompt_scores(self, chunks: tuple[ScheduledChunk, ...]) -> PromptScores:
+        """For the step that computes ``chunks``."""
+        return PromptScores(chunks, self._scratch)
 
 
 def raw_rows(logits_SV: torch.Tensor, rows: list[int], *, is_copy: bool) -> torch.Tensor:

@@ -21,7 +21,8 @@ from torch._C._distributed_c10d import Store, TCPStore
 from pdray.core.errors import RankLostError
 from pdray.engine.batch import Batch
 from pdray.engine.config import EngineConfig
-from pdray.engine.runner import Runner
+from pdray.engine.head import Score
+from pdray.engine.runner import Runner, drop_logits
 from pdray.engine.tensor_parallel.group import RankGroup
 from pdray.engine.tensor_parallel.messages import Begin, Failed, Loaded, Ready
 
@@ -182,11 +183,11 @@ class LeadRunner:
         self._runner = runner
         self._ranks = ranks
 
-    def run(self, batch: Batch) -> torch.Tensor:
+    def run(self, batch: Batch, score: Score = drop_logits) -> torch.Tensor:
         """As Runner.run. Raises RankLostError."""
         self._ranks.send(batch)
         try:
-            return self._runner.run(batch)
+            return self._runner.run(batch, score)
         except RuntimeError as error:
             self._ranks.explain(error)
             raise

@@ -13,8 +13,9 @@ from pdray.core.errors import ConfigError, InvalidRequestError
 from pdray.core.request import FinishReason
 from pdray.engine.batch import Batch
 from pdray.engine.config import EngineConfig
-from pdray.engine.engine import Engine, SequenceOutput
+from pdray.engine.engine import Engine
 from pdray.engine.model import LoadedModel, load_model
+from pdray.engine.outputs import SequenceOutput
 from tests.engine_driver import (
     engine_config,
     generate,
@@ -76,12 +77,12 @@ def during_step(
     """Runs one step, and ``action`` from another thread in the middle of its forward pass."""
     run = engine._runner.run
 
-    def run_with_action(batch: Batch) -> torch.Tensor:
+    def run_with_action(batch: Batch, *args: object) -> torch.Tensor:
         thread = threading.Thread(target=action)
         thread.start()
         thread.join(timeout=10)
         assert not thread.is_alive(), "the engine's lock is held during the forward pass"
-        return run(batch)
+        return run(batch, *args)
 
     monkeypatch.setattr(engine._runner, "run", run_with_action)
     engine.step()
@@ -329,7 +330,7 @@ class TestWhileAStepRuns:
     ) -> None:
         engine.add(sequence_of(request_of(prompt_of(60))))
 
-        def fail(batch: Batch) -> torch.Tensor:
+        def fail(batch: Batch, *args: object) -> torch.Tensor:
             engine.abort("r", 0)
             raise RuntimeError("out of memory")
 

@@ -264,7 +264,7 @@ async def test_an_error_after_the_first_token_is_the_last_event(
         (COMPLETION | {"prompt": ""}, 400, "prompt", None),
         (COMPLETION | {"prompt": [[1], [258]]}, 400, "prompt", None),
         (COMPLETION | {"max_tokens": "8"}, 400, "max_tokens", None),
-        (COMPLETION | {"logprobs": 3}, 400, "logprobs", "unsupported_parameter"),
+        (COMPLETION | {"best_of": 3}, 400, "best_of", "unsupported_parameter"),
         (COMPLETION | {"prompt": ["a"] * 100, "n": 3}, 400, "n", None),
     ],
 )

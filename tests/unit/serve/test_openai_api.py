@@ -67,6 +67,31 @@ def test_other_prompts_are_refused_by_name(prompt: object) -> None:
         ("seed", "x"),
         ("echo", "no"),
         ("model", 3),
+        ("min_p", 1.01),
+        ("min_p", -0.1),
+        ("min_p", math.nan),
+        ("presence_penalty", 2.5),
+        ("presence_penalty", "1"),
+        ("frequency_penalty", -2.01),
+        ("frequency_penalty", math.nan),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", math.inf),
+        ("repetition_penalty", math.nan),
+        ("logit_bias", [5]),
+        ("logit_bias", {"5": 100.5}),
+        ("logit_bias", {"5": math.nan}),
+        ("logit_bias", {"-5": 1}),
+        ("logit_bias", {"five": 1}),
+        ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("min_tokens", -1),
+        ("min_tokens", 1.5),
+        ("logprobs", 21),
+        ("logprobs", -1),
+        ("logprobs", True),
+        ("prompt_logprobs", 21),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", True),
+        ("include_stop_str_in_output", "yes"),
     ],
 )
 def test_wrong_values_are_refused_by_field_and_value(field: str, value: object) -> None:
@@ -127,20 +152,13 @@ def test_parameters_that_ask_for_nothing_are_taken(field: str, value: object) ->
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("logprobs", 5),
-        ("top_logprobs", 2),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -1),
-        ("logit_bias", {"5": 1}),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("response_format", {"type": "json_object"}),
         ("modalities", ["audio"]),
         ("best_of", 3),
         ("suffix", "end"),
-        ("min_p", 0.1),
+        ("skip_special_tokens", False),
     ],
 )
 def test_parameters_of_later_versions_are_refused_by_name(field: str, value: object) -> None:
@@ -148,6 +166,37 @@ def test_parameters_of_later_versions_are_refused_by_name(field: str, value: obj
         chat(**{field: value})
     assert caught.value.param == field
     assert str(caught.value).startswith(f"{field} = ")
+
+
+def test_how_many_logprobs_are_wanted() -> None:
+    assert completion().num_logprobs is None
+    assert completion(logprobs=0).num_logprobs == 0
+    assert completion(logprobs=20).num_logprobs == 20
+    assert completion(logprobs=2, echo=True).num_prompt_logprobs == 2
+    assert completion(logprobs=2, echo=True, prompt_logprobs=4).num_prompt_logprobs == 4
+    assert completion(logprobs=2).num_prompt_logprobs is None
+    assert chat(logprobs=True).num_logprobs == 0
+    assert chat(logprobs=True, top_logprobs=7).num_logprobs == 7
+    assert chat(prompt_logprobs=0).num_prompt_logprobs == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("logprobs", {"logprobs": 3}),
+        ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
+        ("top_logprobs", {"top_logprobs": 2}),
+        ("prompt_logprobs", {"prompt_logprobs": 2, "stream": True}),
+    ],
+)
+def test_a_chats_logprobs_are_refused_by_name(field: str, fields: dict[str, object]) -> None:
+    with pytest.raises(InvalidRequestError, match="accepted: ") as caught:
+        chat(**fields)
+    assert caught.value.param == field
+
+
+def test_biases_are_of_token_ids() -> None:
+    assert completion(logit_bias={"5": 1, "007": -100}).bias_of_tokens == {5: 1.0, 7: -100.0}
 
 
 def test_a_misspelled_parameter_is_refused_by_name() -> None:
