@@ -19,8 +19,9 @@ from pdray.kvcache.storage import KVStorage, LayerCache
 from tests.engine_driver import request_of
 
 BLOCK_SIZE = 16
-NUM_BLOCKS = 64
+NUM_BLOCKS = 96
 CPU = torch.device("cpu")
+BACKENDS = [name for name in ATTENTION.names() if name != "auto"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Case:
     softcap: float | None = None
     has_sinks: bool = False
     dtype: str = "float32"
+    block_size: int = BLOCK_SIZE
 
 
 MIXED = ((1, 1), (15, 1), (16, 1), (17, 1), (100, 1), (0, 1), (0, 40), (16, 33), (37, 20))
@@ -54,6 +56,11 @@ CASES = {
     "unequal head dims": Case(MIXED, k_head_dim=12, v_head_dim=8),
     "unequal head dims and window": Case(MIXED, k_head_dim=8, v_head_dim=20, sliding_window=20),
     "bfloat16": Case(MIXED, dtype="bfloat16", sliding_window=20),
+    "eight queries per key": Case(MIXED, num_heads=8, num_kv_heads=1, block_size=32),
+    "three queries per key": Case(MIXED, num_heads=6, block_size=64, sliding_window=33),
+    "head dim of 80": Case(MIXED, k_head_dim=80, v_head_dim=80, block_size=48),
+    "long contexts": Case(((700, 1), (130, 1), (3, 1), (333, 90)), has_sinks=True, softcap=9.0),
+    "long contexts and window": Case(((700, 1), (3, 1), (333, 150)), sliding_window=300),
 }
 
 
@@ -85,14 +92,14 @@ def setup_of(case: Case, cache_of: CacheOf) -> tuple[Setup, LayerCache]:
     )
     # The middle one of three layers, so that a wrong stride or offset is seen.
     layout = KVLayout.of_layers(
-        [kind] * 3, model_digest="m", block_size=BLOCK_SIZE, dtype=case.dtype
+        [kind] * 3, model_digest="m", block_size=case.block_size, dtype=case.dtype
     )
     cache, block_ids = cache_of(layout)
     dtype = getattr(torch, case.dtype)
     chunks, keys, values, queries = [], [], [], []
     for computed, new in case.sequences:
         total = computed + new
-        sequence = sequence_with_blocks(total, computed, case.sliding_window, block_ids)
+        sequence = sequence_with_blocks(case, total, computed, block_ids)
         chunks.append(ScheduledChunk(sequence, computed, new))
         keys.append(torch.randn(case.num_kv_heads, total, case.k_head_dim, dtype=dtype))
         values.append(torch.randn(case.num_kv_heads, total, case.v_head_dim, dtype=dtype))
@@ -108,12 +115,11 @@ def setup_of(case: Case, cache_of: CacheOf) -> tuple[Setup, LayerCache]:
     return Setup(plan, layout, keys, values, queries, params), cache
 
 
-def sequence_with_blocks(
-    total: int, computed: int, window: int | None, block_ids: list[int]
-) -> Sequence:
+def sequence_with_blocks(case: Case, total: int, computed: int, block_ids: list[int]) -> Sequence:
     """Holds no block that a window has left behind, and ids in no order."""
-    first = 0 if window is None else max(0, computed - window + 1) // BLOCK_SIZE
-    num_blocks = -(-total // BLOCK_SIZE) - first
+    window = case.sliding_window
+    first = 0 if window is None else max(0, computed - window + 1) // case.block_size
+    num_blocks = -(-total // case.block_size) - first
     request: Request = request_of(range(total))
     sequence = Sequence.from_request(request, 0, is_lent=False)
     sequence.block_tables = [BlockTable(first, [block_ids.pop() for _ in range(num_blocks)])]
@@ -123,10 +129,11 @@ def sequence_with_blocks(
 def write_computed(
     cache: LayerCache, table: BlockTable, computed: int, key: torch.Tensor, value: torch.Tensor
 ) -> None:
-    for position in range(table.first_block * BLOCK_SIZE, computed):
-        block_id = table.block_ids[position // BLOCK_SIZE - table.first_block]
-        cache.k_BKPH[block_id, :, position % BLOCK_SIZE] = key[:, position]
-        cache.v_BKPH[block_id, :, position % BLOCK_SIZE] = value[:, position]
+    block_size = cache.k_BKPH.shape[2]
+    for position in range(table.first_block * block_size, computed):
+        block_id = table.block_ids[position // block_size - table.first_block]
+        cache.k_BKPH[block_id, :, position % block_size] = key[:, position]
+        cache.v_BKPH[block_id, :, position % block_size] = value[:, position]
 
 
 def oracle(setup: Setup, case: Case) -> torch.Tensor:
@@ -186,7 +193,7 @@ class FarCacheOf:
 
 
 def run(backend: str, setup: Setup, cache: LayerCache) -> torch.Tensor:
-    batch = build_batch(setup.plan, setup.layout.groups, BLOCK_SIZE)
+    batch = build_batch(setup.plan, setup.layout.groups, setup.layout.block_size)
     attention = ATTENTION.get(backend)("cpu", setup.layout.dtype).plan(batch.groups[0], CPU)
     with torch.inference_mode():
         return attention.attend(
@@ -199,16 +206,17 @@ def run(backend: str, setup: Setup, cache: LayerCache) -> torch.Tensor:
 
 
 def assert_written(setup: Setup, cache: LayerCache) -> None:
+    block_size = setup.layout.block_size
     for chunk, key, value in zip(setup.plan.chunks, setup.keys, setup.values, strict=True):
         table = chunk.sequence.block_tables[0]
         for position in range(chunk.start, chunk.end):
-            block_id = table.block_ids[position // BLOCK_SIZE - table.first_block]
-            offset = position % BLOCK_SIZE
+            block_id = table.block_ids[position // block_size - table.first_block]
+            offset = position % block_size
             assert torch.equal(cache.k_BKPH[block_id, :, offset], key[:, position])
             assert torch.equal(cache.v_BKPH[block_id, :, offset], value[:, position])
 
 
-@pytest.mark.parametrize("backend", ATTENTION.names())
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", list(CASES))
 def test_equals_the_oracle(backend: str, name: str) -> None:
     case = CASES[name]
@@ -232,7 +240,7 @@ STATIC_CASES = {
 }
 
 
-@pytest.mark.parametrize("backend", ATTENTION.names())
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", list(STATIC_CASES))
 def test_a_static_plan_serves_whatever_was_filled_in_last(backend: str, name: str) -> None:
     case = STATIC_CASES[name]
@@ -255,7 +263,7 @@ def test_a_static_plan_serves_whatever_was_filled_in_last(backend: str, name: st
     assert_written(setup, cache)
 
 
-@pytest.mark.parametrize("backend", ATTENTION.names())
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [None, 20])
 def test_offsets_past_2_to_31_elements(backend: str, window: int | None) -> None:
     case = Case(MIXED, sliding_window=window, k_head_dim=64, v_head_dim=64)
@@ -265,7 +273,7 @@ def test_offsets_past_2_to_31_elements(backend: str, window: int | None) -> None
     assert_written(setup, cache)
 
 
-@pytest.mark.parametrize("backend", ATTENTION.names())
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_long_contexts_go_tile_by_tile(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from pdray.engine.attention import prompts
 

@@ -16,8 +16,12 @@ ATTENTION: Registry[Callable[[str, str], AttentionBackend]] = Registry("attentio
 
 @ATTENTION.register("auto")
 def _auto(device: str, dtype: str) -> AttentionBackend:
-    is_compiled = device == "cpu" and dtype in ("float32", "bfloat16")
-    return ATTENTION.get("cpu" if is_compiled else "sdpa")(device, dtype)
+    name = "sdpa"
+    if device.startswith("cuda"):
+        name = "triton"
+    elif device == "cpu" and dtype in ("float32", "bfloat16"):
+        name = "cpu"
+    return ATTENTION.get(name)(device, dtype)
 
 
 @ATTENTION.register("sdpa")
@@ -32,3 +36,10 @@ def _cpu(device: str, dtype: str) -> AttentionBackend:
     from pdray.engine.attention.cpu import CpuBackend
 
     return CpuBackend(device, dtype)
+
+
+@ATTENTION.register("triton")
+def _triton(device: str, dtype: str) -> AttentionBackend:
+    from pdray.engine.attention.triton import TritonBackend
+
+    return TritonBackend(device, dtype)
