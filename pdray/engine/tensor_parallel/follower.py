@@ -16,10 +16,10 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
-from torch._C._distributed_c10d import Store, TCPStore
 
 from pdray.engine.model import load_model
 from pdray.engine.runner import Runner, make_layout, make_runner
+from pdray.engine.tensor_parallel.exchanges import Exchanges
 from pdray.engine.tensor_parallel.group import RankGroup
 from pdray.engine.tensor_parallel.messages import Begin, Failed, Loaded, Ready
 from pdray.kvcache.storage import KVStorage
@@ -64,13 +64,11 @@ def _load(steps: Connection) -> Runner:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
 
-    def meet() -> Store:
+    def connect() -> Exchanges:
         steps.send(Loaded())
-        return TCPStore("127.0.0.1", begin.store_port, is_master=False)
+        return begin.place.join(begin.rank)
 
-    group = RankGroup(
-        rank=begin.rank, size=config.tensor_parallel, device=config.device, rendezvous=meet
-    )
+    group = RankGroup(rank=begin.rank, size=config.tensor_parallel, connect=connect)
     loaded = load_model(begin.model_path, dtype=config.dtype, device=config.device, group=group)
     return make_runner(loaded, config, make_layout(loaded, config))
 

@@ -40,11 +40,12 @@ class GatheredColumns(nn.Module):
     def __init__(self, part: nn.Module, group: RankGroup, width: int, *, at_lead: bool) -> None:
         super().__init__()
         self.part = part
-        self._gather = group.gather_columns_at_lead if at_lead else group.gather_columns
+        self._group = group
         self._width = width
+        self._at_lead = at_lead
 
     def forward(self, input_T: torch.Tensor) -> torch.Tensor:
-        return self._gather(self.part(input_T), self._width)
+        return self._group.gather_columns(self.part(input_T), self._width, at_lead=self._at_lead)
 
 
 class SummedEmbedding(nn.Module):

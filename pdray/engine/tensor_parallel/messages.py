@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pdray.engine.config import EngineConfig
+from pdray.engine.tensor_parallel.meeting import MeetingPlace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Begin:
-    """The first thing that a follower hears. ``store_port`` is on loopback."""
+    """The first thing that a follower hears."""
 
     rank: int
     model_path: Path
     config: EngineConfig
-    store_port: int
+    place: MeetingPlace
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,15 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
-from torch._C._distributed_c10d import Store, TCPStore
 
 from pdray.core.errors import RankLostError
 from pdray.engine.batch import Batch
 from pdray.engine.config import EngineConfig
 from pdray.engine.head import Score
 from pdray.engine.runner import Runner, drop_logits
+from pdray.engine.tensor_parallel.exchanges import Exchanges
 from pdray.engine.tensor_parallel.group import RankGroup
+from pdray.engine.tensor_parallel.meeting import Meeting
 from pdray.engine.tensor_parallel.messages import Begin, Failed, Loaded, Ready
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class Ranks:
 
     def __init__(self, model_path: Path, config: EngineConfig) -> None:
         """Starts the processes, which load their part of the model meanwhile."""
-        self._store, port = _make_store()
+        num_ranks = config.tensor_parallel
+        self._meeting = Meeting(config.device, num_ranks)
         self._changed = threading.Condition()
         # Under the condition's lock.
         self._num_loaded = 0
@@ -56,12 +58,10 @@ class Ranks:
         self._failure: str | None = None
         self._is_closing = False
         self._on_failure: Callable[[], None] = _do_nothing
-        self.group = RankGroup(
-            rank=0, size=config.tensor_parallel, device=config.device, rendezvous=self._meet
-        )
+        self.group = RankGroup(rank=0, size=num_ranks, connect=self._connect)
         self._followers = [
-            _start(Begin(rank=rank, model_path=model_path, config=config, store_port=port))
-            for rank in range(1, config.tensor_parallel)
+            _start(Begin(rank, model_path, config, self._meeting.place))
+            for rank in range(1, num_ranks)
         ]
         self._watcher = threading.Thread(target=self._watch, name="pdray-ranks", daemon=True)
         self._watcher.start()
@@ -128,10 +128,11 @@ class Ranks:
                 each.close()
             follower.steps.close()
             follower.side.close()
+        self._meeting.close()
 
-    def _meet(self) -> Store:
+    def _connect(self) -> Exchanges:
         self._wait_for(lambda: self._num_loaded == len(self._followers))
-        return self._store
+        return self._meeting.place.join(0)
 
     def _wait_for(self, is_so: Callable[[], bool]) -> None:
         with self._changed:
@@ -202,6 +203,8 @@ def _start(begin: Begin) -> _Follower:
         f"from {__package__}.follower import main; main({fds[0]}, {fds[1]})"
     )
     command = [sys.executable, "-c", code]
+    if begin.place.memory_fd is not None:
+        fds.append(begin.place.memory_fd)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
     for each in theirs:
         each.close()
@@ -209,20 +212,6 @@ def _start(begin: Begin) -> _Follower:
     with contextlib.suppress(ConnectionError):  # one that is dead already: the watcher sees it
         steps.send(begin)
     return _Follower(begin.rank, process, ours, steps, side)
-
-
-def _make_store() -> tuple[Store, int]:
-    """Where the ranks find each other, on a port of loopback that the system chose."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    port: int = listener.getsockname()[1]
-    store = TCPStore(
-        "127.0.0.1",
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener.detach(),
-    )
-    return store, port
 
 
 def _describe_end(process: subprocess.Popen[bytes]) -> str:
