@@ -11,12 +11,15 @@ import torch
 
 from pdray.engine.batch import Batch
 from pdray.engine.engine import Engine
+from pdray.engine.head import Score
 from tests.engine_driver import (
     engine_config,
     generate,
     random_prompts,
     request_of,
+    run_until_idle,
     sampling_params,
+    sequence_of,
 )
 from tests.equivalence.families import VOCAB_SIZE, WINDOW, save_family
 from tests.equivalence.reference import Reference, assert_equal_up_to_ties
@@ -35,8 +38,8 @@ class LogitsLog:
         self.logits: list[torch.Tensor] = []
         engine._runner = self  # type: ignore[assignment]
 
-    def run(self, batch: Batch) -> torch.Tensor:
-        logits = self._runner.run(batch)
+    def run(self, batch: Batch, score: Score) -> torch.Tensor:
+        logits = self._runner.run(batch, score)
         self.logits.append(logits.clone())
         return logits
 
@@ -90,3 +93,18 @@ def test_the_kv_heads_are_split_and_the_digest_says_so(
     for ours, theirs in zip(two_ranks.layout.groups, one_rank.layout.groups, strict=True):
         assert ours.num_kv_heads * (1 if is_whole else 2) == theirs.num_kv_heads
     assert two_ranks.layout.layout_digest != one_rank.layout.layout_digest
+
+
+def test_logprobs_of_prompts_are_those_of_one_rank(family_path: Path, two_ranks: Engine) -> None:
+    one_rank = Engine.load(family_path, engine_config())
+    (prompt,) = random_prompts([90], vocab_size=VOCAB_SIZE)
+    sampling = sampling_params(max_tokens=1, prompt_logprobs=2)
+    logprobs: list[list[float]] = []
+    for engine in (one_rank, two_ranks):
+        engine.add(sequence_of(request_of(prompt, sampling)))
+        outputs = [each for step in run_until_idle(engine) for each in step.sequences]
+        scored = outputs[-1].prompt_logprobs
+        assert scored is not None
+        assert len(scored) == len(prompt) - 1
+        logprobs.append([number for each in scored for number in each.top_logprobs])
+    assert logprobs[1] == pytest.approx(logprobs[0], abs=1e-3)

@@ -38,11 +38,13 @@ class RankGroup:
     ) -> torch.Tensor:
         """All ranks' parts side by side along the last dimension, ``width`` together: rank i has
         the i-th of equal slices, the last ones shorter where ``width`` does not divide.
-        ``at_lead``: on rank 0, and the others get their own part back."""
+        ``at_lead``: on rank 0; the others get the same shape, with numbers that mean nothing."""
         slice_width = -(-width // self.size)
         padded = torch.nn.functional.pad(part, (0, slice_width - part.shape[-1])).contiguous()
         parts = self._connected.gather(padded, at_lead=at_lead)
-        return torch.cat(parts, dim=-1)[..., :width] if parts else part
+        if not parts:
+            return padded[..., :1].expand(*part.shape[:-1], width)
+        return torch.cat(parts, dim=-1)[..., :width]
 
     @property
     def _connected(self) -> Exchanges:
