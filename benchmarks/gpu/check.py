@@ -1,176 +1,176 @@
-"""The GPU paths against the CPU reference, on a machine with torch and transformers alone.
+"""The GPU paths against the CPU reference and against what the GPU can do, on a machine with
+torch, transformers and triton alone.
 
     python -m benchmarks.gpu.check
 
-Tokens of tiny random models on the GPU and on the CPU in fp32, and, where nixl (with msgspec) is
-installed, blocks read from one arena in GPU memory into another, byte for byte and timed against
-a plain copy. ``--device cpu`` runs the same steps without a GPU.
+First tiny random models of several families, eagerly and as CUDA graphs, in fp32 and bf16; then
+the device's own limits, and a Llama of 8 billion random weights beside them. Where nixl is
+installed, blocks read through it too. ``--device cpu`` runs the same steps in small.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import random
+import json
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
 
-from benchmarks.machine import cpu_name
-from pdray.core.request import Request, SamplingParams
-from pdray.engine.config import EngineConfig
-from pdray.engine.engine import Engine
-from pdray.engine.sequence import Sequence
+from benchmarks.gpu.attention import (
+    SHAPES,
+    TOLERANCES,
+    decode_bytes_per_s,
+    prefill_flops_per_s,
+    worst_error,
+)
+from benchmarks.gpu.blocks import copy_bytes_per_s, wrong_moves
+from benchmarks.gpu.correctness import MODELS, check_model
+from benchmarks.gpu.limits import Limits, measure_limits, seconds
+from benchmarks.gpu.llama_8b import Figure, Llama, cpu_sizes, gpu_sizes
+from benchmarks.gpu.nixl_blocks import check_transfer
+from benchmarks.machine import cpu_name, describe_machine
 
-VOCAB_SIZE = 512
-PROMPT_LENGTHS = [1, 15, 16, 17, 70, 130]
-NUM_TOKENS = 32
-TRANSFER_BLOCKS = 512
-BLOCK_BYTES = 512 * 1024
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    # Wide, or the logits of a random model nearly tie and say nothing.
-    "initializer_range": 0.2,
-    "tie_word_embeddings": False,
-}
-MODELS: dict[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(num_hidden_layers=3, **SIZES),
-    "gemma3, window of 24": Gemma3TextConfig(
-        num_hidden_layers=6, head_dim=16, sliding_window=24, **SIZES
-    ),
-}
+MOVE_TARGET = 0.9
+"""Of the bytes a second that a plain copy moves."""
 
 
-def engine_on(device: str, folder: Path) -> Engine:
-    return Engine.load(
-        folder,
-        EngineConfig(
-            block_size=16,
-            kv_cache_bytes=16 << 20,
-            max_tokens_per_step=64,
-            max_batch_size=8,
-            max_model_len=512,
-            attention_backend="sdpa",
-            device=device,
-            dtype="float32",
-            num_threads=None,
-            tensor_parallel=1,
-        ),
-    )
+def check_models(device: str, backend: str, results: dict[str, Any]) -> bool:
+    results["correctness"] = []
+    for name in MODELS:
+        for checked in check_model(name, device, backend):
+            how = "CUDA graphs" if checked.is_recorded else "eager"
+            print(
+                f"{name}, {checked.dtype}, {how}: {checked.share_within:.1%} of tokens are the "
+                f"reference's or nearly, worst {checked.worst:.3f} standard deviations below: "
+                f"{'good' if checked.is_good else 'WRONG'}"
+            )
+            results["correctness"].append(asdict(checked))
+    return all(each["is_good"] for each in results["correctness"])
 
 
-def greedy_tokens(engine: Engine) -> list[list[int]]:
-    """Of all prompts in one batch."""
-    rng = random.Random(0)
-    sampling = SamplingParams(
-        max_tokens=NUM_TOKENS,
-        temperature=0.0,
-        top_k=None,
-        top_p=1.0,
-        seed=0,
-        stop_token_ids=(),
-        ignore_eos=True,
-    )
-    sequences = []
-    for number, length in enumerate(PROMPT_LENGTHS):
-        request = Request(
-            request_id=str(number),
-            prompt_token_ids=tuple(rng.randrange(3, VOCAB_SIZE) for _ in range(length)),
-            output_token_ids=(),
-            sampling=sampling,
+def check_kernels(device: torch.device, backend: str, results: dict[str, Any]) -> bool:
+    wrong = wrong_moves(device)
+    print(f"block moves: {', '.join(wrong) + ' DIFFER' if wrong else 'equal to the bit'}")
+    errors: dict[str, float] = {}
+    if device.type == "cuda":
+        errors = {name: worst_error(name, "bfloat16", device, backend) for name in SHAPES}
+        print(f"attention, largest errors (allowed {TOLERANCES['bfloat16']}): {errors}")
+    results["wrong_moves"], results["attention_errors"] = wrong, errors
+    return not wrong and all(error < TOLERANCES["bfloat16"] for error in errors.values())
+
+
+def measure_kernels(
+    device: torch.device, backend: str, limits: Limits, results: dict[str, Any]
+) -> None:
+    is_gpu = device.type == "cuda"
+    shares = {
+        f"block {kind}": rate / limits.copy_bytes_per_s
+        for kind, rate in copy_bytes_per_s(
+            device,
+            partial(seconds, device),
+            num_blocks=8192 if is_gpu else 64,
+            target=torch.bfloat16,
+        ).items()
+    }
+    shares["attention of decodes"] = (
+        decode_bytes_per_s(
+            device,
+            partial(seconds, device),
+            num_seqs=64 if is_gpu else 2,
+            context=1024 if is_gpu else 64,
+            backend=backend,
         )
-        sequences.append(Sequence.from_request(request, 1, is_lent=False))
-        engine.add(sequences[-1])
-    while engine.wait_for_work(0):
-        engine.step()
-    return [sequence.output_token_ids for sequence in sequences]
-
-
-def check_tokens(name: str, config: PreTrainedConfig, device: str) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-        expected = greedy_tokens(engine_on("cpu", Path(folder)))
-        tokens = greedy_tokens(engine_on(device, Path(folder)))
-    num_equal = sum(ours == theirs for ours, theirs in zip(tokens, expected, strict=True))
-    print(f"{name}: {num_equal} of {len(expected)} sequences have the CPU's tokens")
-    return num_equal == len(expected)
-
-
-def check_transfer(device: str) -> bool:
-    from pdray.transfer.base import KVRegion, TransferState
-    from pdray.transfer.nixl import NixlTransport
-
-    shape = (TRANSFER_BLOCKS, BLOCK_BYTES)
-    source = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    target = torch.zeros(shape, dtype=torch.uint8, device=device)
-    device_id = source.get_device() if source.is_cuda else None
-    owner, reader = (
-        NixlTransport(
-            name,
-            KVRegion(
-                address=arena.data_ptr(),
-                num_blocks=TRANSFER_BLOCKS,
-                block_bytes=BLOCK_BYTES,
-                device_id=device_id,
-            ),
-        )
-        for name, arena in (("owner", source), ("reader", target))
+        / limits.read_bytes_per_s
     )
-    reader.add_peer("owner", owner.describe())
-    order = random.Random(0).sample(range(TRANSFER_BLOCKS), TRANSFER_BLOCKS)
-    pull_s = 0.0
-    for _ in range(3):  # the first one makes the connection
-        started_at = time.perf_counter()
-        transfer_id = reader.pull("owner", order, range(TRANSFER_BLOCKS))
-        while (state := reader.poll(transfer_id)) is TransferState.PENDING:
-            owner.progress()
-        pull_s = time.perf_counter() - started_at
-    is_equal = state is TransferState.DONE and torch.equal(target, source[order])
-    copied = source.clone()  # its pages are there: the copy alone is timed
-    synchronize(device)
-    started_at = time.perf_counter()
-    copied.copy_(source)
-    synchronize(device)
-    copy_s = time.perf_counter() - started_at
-    num_gb = source.numel() / 1e9
+    shares["attention of prompts"] = (
+        prefill_flops_per_s(
+            device,
+            partial(seconds, device),
+            num_prompts=2,
+            num_tokens=4096 if is_gpu else 64,
+            backend=backend,
+        )
+        / limits.gemm_flops_per_s
+    )
+    for name, share in shares.items():
+        target = f" (target {MOVE_TARGET:.0%})" if name.startswith("block") else ""
+        print(f"{name}: {share:.0%} of the limit{target}")
+    results["kernels"] = shares
+
+
+def measure(device: torch.device, backend: str, ends_at: float, results: dict[str, Any]) -> None:
+    limits = measure_limits(device)
+    print_limits(limits)
+    results["limits"] = asdict(limits)
+    measure_kernels(device, backend, limits, results)
+    sizes = cpu_sizes() if device.type == "cpu" else gpu_sizes()
+    llama = Llama(device, sizes, limits, backend)
+    results["figures"] = []
+    for figure in figures(llama, sizes.batch_sizes, ends_at):
+        print(
+            f"{figure.name}: {figure.tokens_per_s:,.0f} tokens/s, {figure.step_s * 1e3:.2f} ms, "
+            f"{figure.share:.0%} of the limit (target {figure.target:.0%})"
+        )
+        results["figures"].append(asdict(figure) | {"share": figure.share})
+
+
+def figures(llama: Llama, batch_sizes: tuple[int, ...], ends_at: float) -> Iterator[Figure]:
+    """As many as there is time for."""
+    measurements = [lambda size=size: llama.decode(size) for size in batch_sizes]
+    for number, measurement in enumerate([*measurements, llama.prefill]):
+        if time.monotonic() > ends_at:
+            print(f"out of time: {len(measurements) + 1 - number} figures are not taken")
+            return
+        yield measurement()
+
+
+def print_limits(limits: Limits) -> None:
     print(
-        f"nixl: {num_gb / pull_s:.1f} GB/s in blocks of {BLOCK_BYTES // 1024} KiB, plain copy "
-        f"{num_gb / copy_s:.1f} GB/s, bytes {'equal' if is_equal else 'DIFFER'}"
+        f"limits: read {limits.read_bytes_per_s / 1e9:,.0f} GB/s, "
+        f"copy {limits.copy_bytes_per_s / 1e9:,.0f} GB/s (read and written), "
+        f"bf16 products {limits.gemm_flops_per_s / 1e12:,.2f} TFLOP/s"
     )
-    reader.close()
-    owner.close()
-    return is_equal
 
 
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
+def write_results(folder: Path, results: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"gpu-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"written to {path}")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    device: str = parser.parse_args().device
-    if device != "cpu" and not torch.cuda.is_available():
+    parser.add_argument("--attention", default="auto", help="attention backend")
+    parser.add_argument("--seconds", type=float, default=420.0, help="no figure is begun after it")
+    parser.add_argument("--output-dir", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    if device.type != "cpu" and not torch.cuda.is_available():
         print(f"{device}: this machine has no CUDA device; accepted here: --device cpu")
         return 2
-    print(f"on {torch.cuda.get_device_name() if device != 'cpu' else cpu_name()}")
-    results = [check_tokens(name, config, device) for name, config in MODELS.items()]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    print(f"on {name}")
+    ends_at = time.monotonic() + options.seconds
+    results: dict[str, Any] = {"device": name, "machine": asdict(describe_machine())}
+    is_good = check_models(options.device, options.attention, results)
+    is_good &= check_kernels(device, options.attention, results)
     if importlib.util.find_spec("nixl") is None:
         print("nixl: not installed, not checked")
     else:
-        results.append(check_transfer(device))
-    return 0 if all(results) else 1
+        is_good &= check_transfer(device)
+    measure(device, options.attention, ends_at, results)
+    write_results(options.output_dir, results)
+    return 0 if is_good else 1
 
 
 if __name__ == "__main__":

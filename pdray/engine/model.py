@@ -87,6 +87,15 @@ def load_model(
     except ValueError as error:
         raise UnsupportedModelError(f"{path}: {error}") from error
     model.eval().requires_grad_(False).to(device)
+    return adopt_model(model, config, path, group)
+
+
+def adopt_model(
+    model: PreTrainedModel, config: PreTrainedConfig, path: Path, group: RankGroup | None = None
+) -> LoadedModel:
+    """Takes over a model in evaluation mode, on its device, that was made from ``config``.
+    ``path`` has its tokenizer and generation config, where it has any. Raises
+    UnsupportedModelError."""
     _check_model(model)
     if model.device.type == "cpu":
         pack_linears(model)
