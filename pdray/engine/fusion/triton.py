@@ -15,6 +15,8 @@ from pdray.engine.fusion import triton_kernels
 _GATE_BLOCK = 1024
 _ROTARY_ELEMENTS = 2048
 
+WeightAndEps = tuple[torch.Tensor, float]
+
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
     num_tokens, size = x_TD.shape
@@ -35,28 +37,40 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     return out_TD
 
 
-def add_rms_norm(
-    x_TD: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
-) -> torch.Tensor:
-    """The norm of ``x + residual``; the sum is in ``residual_TD`` then."""
-    num_tokens, size = x_TD.shape
-    out_TD = x_TD.new_empty(num_tokens, size)
+def add_norms(
+    branch_TD: torch.Tensor,
+    branch_norm: WeightAndEps | None,
+    residual_TD: torch.Tensor,
+    norm: WeightAndEps | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of the residual and the branch, normed first where it has a norm; and that sum
+    normed, or the sum again without ``norm``."""
+    num_tokens, size = residual_TD.shape
+    total_TD = residual_TD.new_empty(num_tokens, size)
+    out_TD = total_TD if norm is None else torch.empty_like(total_TD)
     if num_tokens:
+        branch_weight, branch_eps = branch_norm or (residual_TD, 0.0)
+        weight, eps = norm or (residual_TD, 0.0)
         block = triton.next_power_of_2(size)
-        triton_kernels.add_rms_norm_kernel[(num_tokens,)](
-            x_TD,
+        triton_kernels.add_norms_kernel[(num_tokens,)](
+            branch_TD,
+            branch_weight,
             residual_TD,
-            weight_D,
+            weight,
+            total_TD,
             out_TD,
-            x_TD.stride(0),
+            branch_TD.stride(0),
             residual_TD.stride(0),
             out_TD.stride(0),
             size,
+            branch_eps,
             eps,
+            HAS_BRANCH_NORM=branch_norm is not None,
+            HAS_NORM=norm is not None,
             BLOCK=block,
             num_warps=_num_warps(block),
         )
-    return out_TD
+    return total_TD, out_TD
 
 
 def gated_activation(gate_up_TG: torch.Tensor, activation: str) -> torch.Tensor:
@@ -79,36 +93,15 @@ def gated_activation(gate_up_TG: torch.Tensor, activation: str) -> torch.Tensor:
     return out_TF
 
 
-def rotate(
+def norm_and_rotate(
     query_TNH: torch.Tensor,
     key_TKH: torch.Tensor,
     cos_TR: torch.Tensor,
     sin_TR: torch.Tensor,
+    query_norm: WeightAndEps | None = None,
+    key_norm: WeightAndEps | None = None,
 ) -> None:
-    """In place."""
-    _rotate(query_TNH, key_TKH, cos_TR, sin_TR, None, 0.0)
-
-
-def norm_rotate(
-    query_TNH: torch.Tensor,
-    key_TKH: torch.Tensor,
-    cos_TR: torch.Tensor,
-    sin_TR: torch.Tensor,
-    weights_H: tuple[torch.Tensor, torch.Tensor],
-    eps: float,
-) -> None:
-    """In place: each head normed by itself, with the query's and the key's weights, then turned."""
-    _rotate(query_TNH, key_TKH, cos_TR, sin_TR, weights_H, eps)
-
-
-def _rotate(
-    query_TNH: torch.Tensor,
-    key_TKH: torch.Tensor,
-    cos_TR: torch.Tensor,
-    sin_TR: torch.Tensor,
-    weights_H: tuple[torch.Tensor, torch.Tensor] | None,
-    eps: float,
-) -> None:
+    """In place: each head normed by itself where there is a norm, then turned."""
     num_tokens, num_heads, head_dim = query_TNH.shape
     num_kv_heads = key_TKH.shape[1]
     if num_tokens == 0:
@@ -117,7 +110,8 @@ def _rotate(
     rest = head_dim - 2 * half
     heads_fit = max(1, _ROTARY_ELEMENTS // triton.next_power_of_2(head_dim))
     heads = min(heads_fit, triton.next_power_of_2(num_heads))
-    query_weight, key_weight = (cos_TR, cos_TR) if weights_H is None else weights_H
+    query_weight, query_eps = query_norm or (cos_TR, 0.0)
+    key_weight, key_eps = key_norm or (cos_TR, 0.0)
     grid = (num_tokens, triton.cdiv(num_heads, heads) + triton.cdiv(num_kv_heads, heads))
     triton_kernels.rotary_kernel[grid](
         query_TNH,
@@ -134,8 +128,10 @@ def _rotate(
         sin_TR.stride(0),
         num_heads,
         num_kv_heads,
-        eps,
-        HAS_NORM=weights_H is not None,
+        query_eps,
+        key_eps,
+        HAS_QUERY_NORM=query_norm is not None,
+        HAS_KEY_NORM=key_norm is not None,
         HALF=half,
         REST=rest,
         HALF_BLOCK=triton.next_power_of_2(half),

@@ -22,32 +22,44 @@ def rms_norm_kernel(x_TD, weight_D, out_TD, x_stride, out_stride, size, eps, BLO
 
 
 @triton.jit
-def add_rms_norm_kernel(
-    x_TD,
+def add_norms_kernel(
+    branch_TD,
+    branch_weight_D,
     residual_TD,
     weight_D,
+    total_TD,
     out_TD,
-    x_stride,
+    branch_stride,
     residual_stride,
     out_stride,
     size,
+    branch_eps,
     eps,
+    HAS_BRANCH_NORM: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. The sum takes the residual's place, and is normed as it was stored."""
+    """One program a row: the residual and the branch, which may be normed first, added; and the
+    sum, as it was stored, normed. ``total`` has the stride of ``out``."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     is_inside = columns < size
-    x = tl.load(x_TD + row * x_stride + columns, mask=is_inside, other=0.0).to(tl.float32)
-    residual_row = residual_TD + row * residual_stride + columns
-    residual = tl.load(residual_row, mask=is_inside, other=0.0).to(tl.float32)
-    total = (x + residual).to(residual_TD.dtype.element_ty)
-    tl.store(residual_row, total, mask=is_inside)
-    total = total.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(total * total, axis=0) / size + eps)
-    weight = tl.load(weight_D + columns, mask=is_inside, other=0.0).to(tl.float32)
-    out = (total * scale * weight).to(out_TD.dtype.element_ty)
-    tl.store(out_TD + row * out_stride + columns, out, mask=is_inside)
+    element = total_TD.dtype.element_ty
+    branch = tl.load(branch_TD + row * branch_stride + columns, mask=is_inside, other=0.0)
+    branch = branch.to(tl.float32)
+    if HAS_BRANCH_NORM:
+        scale = tl.rsqrt(tl.sum(branch * branch, axis=0) / size + branch_eps)
+        weight = tl.load(branch_weight_D + columns, mask=is_inside, other=0.0).to(tl.float32)
+        branch = (branch * scale * weight).to(element).to(tl.float32)
+    residual = tl.load(residual_TD + row * residual_stride + columns, mask=is_inside, other=0.0)
+    total = (residual.to(tl.float32) + branch).to(element)
+    tl.store(total_TD + row * out_stride + columns, total, mask=is_inside)
+    if HAS_NORM:
+        total = total.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(total * total, axis=0) / size + eps)
+        weight = tl.load(weight_D + columns, mask=is_inside, other=0.0).to(tl.float32)
+        out = (total * scale * weight).to(element)
+        tl.store(out_TD + row * out_stride + columns, out, mask=is_inside)
 
 
 @triton.jit
@@ -146,8 +158,10 @@ def rotary_kernel(
     sin_stride,
     num_heads,
     num_kv_heads,
-    eps,
-    HAS_NORM: tl.constexpr,
+    query_eps,
+    key_eps,
+    HAS_QUERY_NORM: tl.constexpr,
+    HAS_KEY_NORM: tl.constexpr,
     HALF: tl.constexpr,
     REST: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
@@ -169,8 +183,8 @@ def rotary_kernel(
             group * HEADS,
             num_heads,
             query_head_stride,
-            eps,
-            HAS_NORM,
+            query_eps,
+            HAS_QUERY_NORM,
             HALF,
             REST,
             HALF_BLOCK,
@@ -186,8 +200,8 @@ def rotary_kernel(
             (group - num_query_groups) * HEADS,
             num_kv_heads,
             key_head_stride,
-            eps,
-            HAS_NORM,
+            key_eps,
+            HAS_KEY_NORM,
             HALF,
             REST,
             HALF_BLOCK,

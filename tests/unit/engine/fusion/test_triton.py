@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pdray.engine.fusion.triton import (
-    add_rms_norm,
-    gated_activation,
-    norm_rotate,
-    rms_norm,
-    rotate,
-)
+from pdray.engine.fusion.triton import add_norms, gated_activation, norm_and_rotate, rms_norm
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-6
@@ -50,15 +44,26 @@ def test_rms_norm_of_rows_with_a_stride() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 64), (5, 640), (3, 1000), (0, 64)])
-def test_the_sum_takes_the_residuals_place_and_is_normed(
-    shape: tuple[int, int], dtype: torch.dtype
+@pytest.mark.parametrize("has_branch_norm", [False, True])
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_add_norms(
+    has_norm: bool, has_branch_norm: bool, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
-    x, residual = tensor(*shape, dtype=dtype), tensor(*shape, dtype=dtype, seed=1)
-    weight = tensor(shape[1], seed=2)
-    total = x.float() + residual.float()
-    out = add_rms_norm(x, residual, weight, EPS)
-    assert_rounded_once(residual, total)
-    assert_rounded_once(out, reference_norm(residual, weight))
+    branch, residual = tensor(*shape, dtype=dtype), tensor(*shape, dtype=dtype, seed=1)
+    branch_weight, weight = tensor(shape[1], seed=2), tensor(shape[1], seed=3)
+    normed = reference_norm(branch, branch_weight) if has_branch_norm else branch.float()
+    total, out = add_norms(
+        branch,
+        (branch_weight, EPS) if has_branch_norm else None,
+        residual,
+        (weight, EPS) if has_norm else None,
+    )
+    # The branch is rounded once, and the sum once more.
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-5, torch.float16: 2**-8}[dtype]
+    torch.testing.assert_close(
+        total.float(), normed + residual.float(), rtol=tolerance, atol=tolerance
+    )
+    assert_rounded_once(out, reference_norm(total, weight) if has_norm else total.float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -109,7 +114,7 @@ def test_rotary_in_the_fused_projections_memory(
     before = value.clone()
     cos, sin = cos_and_sin(num_tokens, size, dtype)
     expected = [reference_rotary(each, cos, sin) for each in (query, key)]
-    rotate(query, key, cos, sin)
+    norm_and_rotate(query, key, cos, sin)
     for each, turned in zip((query, key), expected, strict=True):
         assert_rounded_once(each, turned)
     assert torch.equal(value, before)
@@ -128,6 +133,6 @@ def test_norm_and_rotary_in_one(heads: tuple[int, int, int, int, int], dtype: to
         reference_rotary(reference_norm(each, weight), cos, sin)
         for each, weight in zip((query, key), weights, strict=True)
     ]
-    norm_rotate(query, key, cos, sin, weights, EPS)
+    norm_and_rotate(query, key, cos, sin, (weights[0], EPS), (weights[1], EPS))
     for each, turned in zip((query, key), expected, strict=True):
         assert_rounded_once(each, turned)

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 
 from pdray.engine.fusion import triton_kernels as kernels
 
-SCALARS = {"eps": "fp32"}
+SCALARS = dict.fromkeys(("eps", "branch_eps", "query_eps", "key_eps"), "fp32")
 
 
 def check(kernel, pointers, **constants):
@@ -37,9 +37,12 @@ def check(kernel, pointers, **constants):
 
 
 for dtype, block in itertools.product(("*bf16", "*fp16", "*fp32"), (64, 8192)):
-    rows = {"x_TD": dtype, "residual_TD": dtype, "out_TD": dtype, "weight_D": "*fp32"}
+    names = ("x_TD", "branch_TD", "residual_TD", "total_TD", "out_TD")
+    rows = dict.fromkeys(names, dtype) | {"weight_D": "*fp32", "branch_weight_D": "*fp32"}
     check(kernels.rms_norm_kernel, rows, BLOCK=block)
-    check(kernels.add_rms_norm_kernel, rows, BLOCK=block)
+    for flags in itertools.product((False, True), repeat=2):
+        has = dict(zip(("HAS_BRANCH_NORM", "HAS_NORM"), flags))
+        check(kernels.add_norms_kernel, rows, BLOCK=block, **has)
 for activation in ("silu", "gelu_tanh", "gelu"):
     rows = {"x_TG": "*bf16", "out_TF": "*bf16"}
     check(kernels.gate_kernel, rows, ACTIVATION=activation, BLOCK=1024)
@@ -48,7 +51,8 @@ for has_norm, (half, rest) in itertools.product((False, True), ((64, 0), (16, 48
     check(
         kernels.rotary_kernel,
         {name: "*bf16" for name in names},
-        HAS_NORM=has_norm,
+        HAS_QUERY_NORM=has_norm,
+        HAS_KEY_NORM=has_norm,
         HALF=half,
         REST=rest,
         HALF_BLOCK=half,
@@ -68,4 +72,4 @@ def test_every_kernel_compiles_for_sm_90() -> None:
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert len(finished.stdout.splitlines()) == 19
+    assert len(finished.stdout.splitlines()) == 37
