@@ -75,6 +75,18 @@ class TritonGroupAttention:
         value_KTH: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
+        # Triton launches on the current device, whatever its arguments lie on.
+        with torch.cuda.device_of(query_NTH):
+            return self._attend(cache, query_NTH, key_KTH, value_KTH, params)
+
+    def _attend(
+        self,
+        cache: LayerCache,
+        query_NTH: torch.Tensor,
+        key_KTH: torch.Tensor,
+        value_KTH: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
         write_rows(cache, key_KTH, value_KTH, self._slots)
         num_heads, num_tokens, _ = query_NTH.shape
         out_TNH = query_NTH.new_empty(num_tokens, num_heads, value_KTH.shape[-1])
@@ -121,10 +133,11 @@ class TritonDecodes:
         value_KTH: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        write_rows(cache, key_KTH, value_KTH, self._buffer)
         num_heads, num_rows, _ = query_NTH.shape
         out_SNH = query_NTH.new_empty(num_rows, num_heads, value_KTH.shape[-1])
-        attend_decodes(cache, query_NTH, params, self._decodes, out_SNH)
+        with torch.cuda.device_of(query_NTH):
+            write_rows(cache, key_KTH, value_KTH, self._buffer)
+            attend_decodes(cache, query_NTH, params, self._decodes, out_SNH)
         return out_SNH
 
     def _numbers(self, batch: GroupBatch) -> metadata.Int32Array:
