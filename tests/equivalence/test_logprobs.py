@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ TOLERANCE = 1e-3
 """Chunks and batches move logits by up to 2e-4 (DESIGN.md)."""
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma2_softcap", "gpt_oss_sinks"])
+@pytest.fixture(scope="module", params=["llama", "gemma2_softcap", "mistral_sliding"])
 def family_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert request.param in FAMILIES
     torch.set_num_threads(1)
@@ -102,3 +103,17 @@ def test_a_prompt_that_was_placed_again_is_not_scored_again(family_path: Path) -
     outputs = [each for step in run_until_idle(engine) for each in step.sequences]
     assert [each.index for each in outputs if each.token_ids] == [1, 2, 3]
     assert all(each.prompt_logprobs is None for each in outputs)
+
+
+@pytest.mark.slow
+def test_two_ranks_find_a_prompt_as_likely_as_one(
+    family_path: Path,
+) -> None:
+    (prompt,) = random_prompts([70], vocab_size=VOCAB_SIZE)
+    sampling = sampling_params(max_tokens=3, logprobs=1, prompt_logprobs=2)
+    config = engine_config(max_tokens_per_step=37, tensor_parallel=2)
+    with closing(Engine.load(family_path, config)) as engine:
+        engine.add(sequence_of(request_of(prompt, sampling)))
+        outputs = [each for step in run_until_idle(engine) for each in step.sequences]
+    (found,) = [each.prompt_logprobs for each in outputs if each.prompt_logprobs is not None]
+    assert_right(found, 2, log_softmax_of(family_path, prompt)[:-1])

@@ -218,3 +218,20 @@ def test_gemma_pieces_of_a_text_add_up_to_its_decoding(
 ) -> None:
     ids = gemma.encode(text).ids
     assert in_pieces(gemma, ids, cuts) == whole(gemma, ids)
+
+
+def test_a_tokens_spelling_is_its_part_of_a_text(
+    byte_level: RustTokenizer, byte_fallback: RustTokenizer
+) -> None:
+    for tokenizer in (byte_level, byte_fallback):
+        factory = factory_of(tokenizer)
+        (eos,) = tokenizer.encode("<eos>").ids
+        assert factory.spelling(eos) == b"<eos>"
+        assert factory.spelling(10**6) == b""
+        for text in ("a", "s", "€", "é"):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            spelled = b"".join(factory.spelling(token_id) for token_id in ids)
+            assert spelled.decode().strip() == text
+    cat = byte_fallback.token_to_id("▁cat")
+    assert factory_of(byte_fallback).spelling(cat) == b" cat"
+    assert factory_of(byte_fallback).spelling(byte_fallback.token_to_id("<0xE2>")) == b"\xe2"

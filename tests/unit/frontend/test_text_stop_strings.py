@@ -62,3 +62,27 @@ def test_without_stop_strings_text_passes_through() -> None:
     matcher = StopStrings([])
     assert matcher.push("anything") == "anything"
     assert matcher.flush() == ""
+
+
+def oracle_from(text: str, stops: list[str], num_exempt: int, is_shown: bool) -> tuple[str, bool]:
+    """Only a stop string that ends beyond ``num_exempt`` characters counts."""
+    for end in range(num_exempt + 1, len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[: end if is_shown else end - len(stop)], True
+    return text, False
+
+
+@given(text=SMALL, stops=STOPS, num_exempt=st.integers(0, 12), is_shown=st.booleans())
+@example(text="abab", stops=["ba", "abab"], num_exempt=3, is_shown=False)
+@example(text="aab", stops=["ab", "aabb"], num_exempt=2, is_shown=True)
+def test_a_beginning_that_may_not_end_the_text(
+    text: str, stops: list[str], num_exempt: int, is_shown: bool
+) -> None:
+    num_exempt = min(num_exempt, len(text))
+    matcher = StopStrings(stops, is_shown=is_shown)
+    shown = [
+        matcher.push(char, may_end=position >= num_exempt) for position, char in enumerate(text)
+    ]
+    expected = oracle_from(text, stops, num_exempt, is_shown)
+    assert ("".join(shown) + matcher.flush(), matcher.is_matched) == expected

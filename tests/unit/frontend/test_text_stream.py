@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pdray.core.errors import InvalidRequestError, WorkerLostError
+from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason, Request, SamplingParams
 from pdray.frontend.text import DEFAULT_CHAT_TEMPLATE, Tokenizer
 from pdray.frontend.text_stream import TextDelta, stream_text
@@ -19,9 +21,9 @@ def tokenizer(tiny_model_path: Path) -> Tokenizer:
     return Tokenizer(tiny_model_path)
 
 
-def request_of(max_tokens: int = 50) -> Request:
+def request_of(**changes: object) -> Request:
     sampling = SamplingParams(
-        max_tokens=max_tokens,
+        max_tokens=50,
         temperature=0.0,
         top_k=None,
         top_p=1.0,
@@ -29,15 +31,31 @@ def request_of(max_tokens: int = 50) -> Request:
         stop_token_ids=(),
         ignore_eos=False,
     )
+    sampling = replace(sampling, **changes)  # type: ignore[arg-type]
     return Request(request_id="r", prompt_token_ids=(1, 2), output_token_ids=(), sampling=sampling)
 
 
 async def deltas_of(
-    tokenizer: Tokenizer, script: Script, *stop: str
+    tokenizer: Tokenizer,
+    script: Script,
+    *stop: str,
+    is_stop_shown: bool = False,
+    **sampling: object,
 ) -> tuple[list[TextDelta], ScriptedSource]:
     source = ScriptedSource(lambda request: script)
-    deltas = [each async for each in stream_text(source, tokenizer, request_of(), stop)]
-    return deltas, source
+    texts = stream_text(
+        source, tokenizer, request_of(**sampling), stop, is_stop_shown=is_stop_shown
+    )
+    return [each async for each in texts], source
+
+
+def logprobs_of(token_ids: list[int]) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(
+            token_id=token_id, logprob=-float(i), rank=1, top_token_ids=(), top_logprobs=()
+        )
+        for i, token_id in enumerate(token_ids)
+    )
 
 
 def text_of(deltas: list[TextDelta]) -> str:
@@ -97,6 +115,44 @@ async def test_the_stop_token_is_counted_and_not_shown(
     assert text_of(deltas) == "ab"
     assert sum(each.num_tokens for each in deltas) == 3
     assert deltas[-1].finish_reason is FinishReason.STOP
+
+
+async def test_what_ended_the_text_is_shown_where_asked(tokenizer: Tokenizer) -> None:
+    ids = await ids_of(tokenizer, "one, two, three")
+    deltas, _ = await deltas_of(tokenizer, spelled(ids), ", t", is_stop_shown=True)
+    assert text_of(deltas) == "one, t"
+    ids = await ids_of(tokenizer, "abX")
+    deltas, _ = await deltas_of(tokenizer, spelled(ids, FinishReason.STOP), is_stop_shown=True)
+    assert text_of(deltas) == "abX"
+    assert sum(each.num_tokens for each in deltas) == 3
+
+
+async def test_stop_strings_before_min_tokens_do_not_count(tokenizer: Tokenizer) -> None:
+    ids = await ids_of(tokenizer, "a, b, c, d")
+    for min_tokens, text in [(0, "a"), (1, "a"), (2, "a, b"), (5, "a, b, c"), (9, "a, b, c, d")]:
+        for script in (spelled(ids), [delta(*ids, finish=FinishReason.LENGTH)]):
+            deltas, _ = await deltas_of(tokenizer, script, ",", min_tokens=min_tokens)
+            assert text_of(deltas) == text
+
+
+@pytest.mark.parametrize("is_bundled", [False, True])
+async def test_logprobs_come_with_their_tokens_and_places(
+    tokenizer: Tokenizer, is_bundled: bool
+) -> None:
+    ids = await ids_of(tokenizer, "a€b,c")
+    logprobs = logprobs_of(ids)
+    script = [
+        delta(token_id, logprobs=(each,)) for token_id, each in zip(ids, logprobs, strict=True)
+    ]
+    if is_bundled:
+        script = [delta(*ids, logprobs=logprobs)]
+    deltas, _ = await deltas_of(tokenizer, script, ",", logprobs=0)
+    assert text_of(deltas) == "a€b"
+    assert tuple(one for each in deltas for one in each.logprobs) == logprobs[:-1]
+    # The three tokens of the one character stand where it does.
+    places = [at for each in deltas for at in each.text_offsets]
+    assert places == [0, 1, 1, 1, 2, 3]
+    assert sum(each.num_tokens for each in deltas) == len(places)
 
 
 async def test_special_tokens_in_the_middle_are_not_shown(tokenizer: Tokenizer) -> None:

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pdray.core.errors import SlowReaderError, WorkerLostError
+from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason, TokenChunk
 from pdray.frontend.token_stream import TokenDelta, TokenStream
+
+
+def logprobs_of(*token_ids: int) -> tuple[TokenLogprobs, ...]:
+    return tuple(
+        TokenLogprobs(token_id=each, logprob=-1.0, rank=2, top_token_ids=(), top_logprobs=())
+        for each in token_ids
+    )
 
 
 def chunk(index: int, *token_ids: int, attempt: int = 1, end: bool = False) -> TokenChunk:
@@ -40,6 +49,28 @@ async def test_tokens_that_wait_are_read_together() -> None:
     tokens.push(chunk(0, 5))
     tokens.push(chunk(1, 6, 7))
     assert await tokens.read() == TokenDelta(token_ids=(5, 6, 7), finish_reason=None)
+
+
+async def test_logprobs_stay_with_their_tokens_whatever_overtakes() -> None:
+    tokens = stream()
+    late = replace(chunk(1, 6, 7, end=True), logprobs=logprobs_of(6, 7))
+    first = replace(chunk(0, 5), logprobs=logprobs_of(5), prompt_logprobs=logprobs_of(1, 2))
+    for each in (late, first, late, first):
+        tokens.push(each)
+    assert await tokens.read() == TokenDelta(
+        token_ids=(5, 6, 7),
+        finish_reason=FinishReason.STOP,
+        logprobs=logprobs_of(5, 6, 7),
+        prompt_logprobs=logprobs_of(1, 2),
+    )
+
+
+async def test_prompt_logprobs_are_read_once_and_may_be_none_at_all() -> None:
+    tokens = stream()
+    tokens.push(replace(chunk(0, 5), prompt_logprobs=()))
+    assert (await tokens.read()).prompt_logprobs == ()
+    tokens.push(chunk(1, 6))
+    assert (await tokens.read()).prompt_logprobs is None
 
 
 @given(
