@@ -65,9 +65,9 @@ def main() -> None:
 
 def random_logits(num_rows: int, vocab_size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    logits_SV = torch.randn(num_rows, vocab_size, generator=generator) * 3
+    logits_SV = torch.randn(num_rows, vocab_size, generator=generator) * 2
     likely = torch.randint(vocab_size, (num_rows, 200), generator=generator)
-    gains = torch.rand(num_rows, 200, generator=generator) * 15
+    gains = torch.rand(num_rows, 200, generator=generator) * 25
     return logits_SV.scatter_add_(1, likely, gains)
 
 

@@ -61,7 +61,8 @@ def kept(
     rows = DrawnRows.of([(0, row_of(temperature=temperature, **case))], maxima.best_S)
     differences = logits_V[None] - maxima.best_S
     rows.totals_R[:] = Weights(differences, rows.temperatures_R).totals_R
-    for count in (*FIRST_CANDIDATES, len(logits_V)):
+    few = (count for count in FIRST_CANDIDATES if count < len(logits_V))
+    for count in (*few, len(logits_V)):
         candidates = maxima.largest(rows.rows_R, count)
         weights_RK, is_settled_R = kept_weights(candidates, rows)
         if is_settled_R.all():
@@ -87,6 +88,16 @@ def test_few_candidates_settle_a_peaked_row_and_all_a_flat_one() -> None:
     peaked = random_logits(1, VOCAB_SIZE)[0] * 4
     assert kept(peaked, 1.0, {"top_p": 0.9})[1] == FIRST_CANDIDATES[0]
     assert kept(peaked * 0.01, 1.0, {"top_p": 0.9})[1] == VOCAB_SIZE
+
+
+@pytest.mark.parametrize(("top_p", "count"), [(0.02, 4096), (0.5, 65536), (0.9, 100_000)])
+def test_a_large_flat_vocabulary_takes_ever_more_candidates(top_p: float, count: int) -> None:
+    logits_V = random_logits(1, 100_000)[0] * 0.05
+    ours, num_candidates = kept(logits_V, 1.0, {"top_p": top_p})
+    assert num_candidates == count
+    torch.testing.assert_close(
+        ours, reference(logits_V, 1.0, {"top_p": top_p}), atol=1e-7, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
