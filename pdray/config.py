@@ -20,6 +20,7 @@ from pdray import __version__
 from pdray.config_checks import problems_of
 from pdray.config_report import config_error, require_mapping, validation_problems
 from pdray.config_yaml import read_yaml
+from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
 
 DEMO_MODEL = "demo"
@@ -177,7 +178,7 @@ class PdrayConfig(Section):
 
     model: Annotated[str, Field(min_length=1)]
     served_model_name: Annotated[str, Field(min_length=1)] | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     mode: Annotated[str, AfterValidator(_mode)] = "pooled"
     node_groups: Annotated[dict[Name, NodeGroupConfig], Field(min_length=1)]
     pools: Annotated[dict[Name, PoolConfig], Field(min_length=1)]
@@ -191,7 +192,9 @@ class PdrayConfig(Section):
         """The name that clients use."""
         if self.served_model_name is not None:
             return self.served_model_name
-        return DEMO_MODEL_NAME if self.model == DEMO_MODEL else Path(self.model).name
+        if self.model == DEMO_MODEL:
+            return DEMO_MODEL_NAME
+        return Path(self.model).name.removesuffix(".gguf")
 
     @property
     def generation(self) -> str:
@@ -207,27 +210,32 @@ class PdrayConfig(Section):
             changes = {"kv_cache_bytes": None, "kv_memory_fraction": None} | changes
         return self.pools[pool].engine.model_copy(update=changes)
 
-    def engine_config(
-        self, pool: str, node_group: str, model_path: Path | None = None
-    ) -> EngineConfig:
+    def engine_config(self, pool: str, node_group: str, model_path: Path) -> EngineConfig:
         """What a worker of this pool on this node group gives its engine.
 
-        Where ``kv_memory_fraction`` is set, call it on the worker's own machine and with the
-        model's folder: the fraction is of the memory found here, and the weights count in it.
+        To be called on the worker's own machine: ``dtype: auto`` and ``kv_memory_fraction``
+        depend on its device and on the model. Raises ConfigError.
         """
         settings = self.engine_settings(pool, node_group)
         fields = settings.model_dump(exclude={"kv_memory_fraction"})
+        dtype = self._dtype_on(settings.device, model_path)
         if settings.kv_memory_fraction is not None:
             from pdray.kv_memory import kv_cache_bytes_of_fraction  # torch, where it is needed
 
-            assert model_path is not None, "kv_memory_fraction needs the model's folder"
             fields["kv_cache_bytes"] = kv_cache_bytes_of_fraction(
                 settings.kv_memory_fraction,
                 settings.device,
-                model_path,
+                open_checkpoint(model_path).num_bytes_as(dtype),
                 settings.tensor_parallel,
             )
-        return EngineConfig(dtype=self.dtype, **fields)
+        return EngineConfig(dtype=dtype, **fields)
+
+    def _dtype_on(self, device: str, model_path: Path) -> str:
+        if self.dtype != "auto":
+            return self.dtype
+        from pdray.engine.device import auto_dtype  # torch, where it is needed
+
+        return auto_dtype(open_checkpoint(model_path), device)
 
 
 def parse_config(data: object, source: str = "config") -> PdrayConfig:

@@ -11,7 +11,7 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def kv_cache_bytes_of_fraction(
-    fraction: float, device: str, model_path: Path, num_ranks: int = 1
+    fraction: float, device: str, weights_bytes: int, num_ranks: int = 1
 ) -> int:
     """Bytes that are left of ``fraction`` of the memory of ``device`` ("cpu" is the host) after
     the model's weights, for each of the ranks: they share the host, and each has a GPU. Raises
@@ -20,7 +20,7 @@ def kv_cache_bytes_of_fraction(
         total = host_memory_bytes() // num_ranks
     else:
         total = _cuda_memory_bytes(device)
-    weights = sum(path.stat().st_size for path in model_path.glob("*.safetensors")) // num_ranks
+    weights = weights_bytes // num_ranks
     left = int(total * fraction) - weights
     if left <= 0:
         raise ConfigError(
@@ -40,6 +40,7 @@ def host_memory_bytes() -> int:
 def _cuda_memory_bytes(device: str) -> int:
     import torch
 
-    if not torch.cuda.is_available():
-        raise ConfigError(f"kv_memory_fraction needs device {device}, and no CUDA device is here")
+    from pdray.engine.device import check_device
+
+    check_device(device)
     return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)

@@ -146,7 +146,7 @@ def local_worker_configs(config: PdrayConfig, model_path: Path) -> list[WorkerCo
             role=Role.parse(pool.role),
             host="127.0.0.1",
             model_path=model_path,
-            engine=config.engine_config(pool_name, pool.node_groups[0]),
+            engine=config.engine_config(pool_name, pool.node_groups[0], model_path),
             transport=config.transfer.transport,
             lease_s=config.transfer.lease_s,
         )

@@ -23,7 +23,8 @@ PARTS: dict[str, set[str]] = {
     "core": set(),
     "grammar": {"core"},
     "kvcache": {"core"},
-    "engine": {"core", "grammar", "kvcache"},
+    "gguf_parsing": set(),
+    "engine": {"core", "grammar", "kvcache", "gguf_parsing"},
     "transfer": {"core", "kvcache"},
     "link": {"core"},
     "policy": {"core"},
@@ -31,11 +32,11 @@ PARTS: dict[str, set[str]] = {
     "metrics": {"core"},
     "workload": {"core"},
     "worker": {"core", "kvcache", "engine", "transfer", "link", "metrics"},
-    "frontend": {"core", "grammar", "link", "metrics"},
+    "frontend": {"core", "grammar", "link", "metrics", "gguf_parsing"},
     # What the checks ask for the names that registries know.
     "config": CONFIG | {"core", "engine", "policy", "transfer"},
     "demo_model": {"core"},
-    "model_source": {"core", "config", "demo_model"},
+    "model_source": {"core", "config", "demo_model", "engine"},
     "local": {"core", "config", "control", "policy", "worker", "frontend"},
     "cluster": {"core", "config", "model_source", "control", "policy", "worker", "frontend"}
     | {"engine", "link", "metrics"},
@@ -55,6 +56,7 @@ PLACES: dict[str, set[str]] = {
     "nixl": {"transfer/nixl.py"},
     "transformers": {
         "engine/model.py",
+        "engine/pretrained.py",
         "engine/tensor_parallel/sharding.py",
         "frontend/text.py",
         "demo_model.py",

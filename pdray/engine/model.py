@@ -9,18 +9,12 @@ import hashlib
 import inspect
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from pdray.core.errors import UnsupportedModelError
@@ -31,11 +25,12 @@ from pdray.engine.attention.routing import (
     route_mask,
     serving,
 )
+from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.linear import pack_linears
+from pdray.engine.pretrained import is_quantized, read_config, read_model, reading
 from pdray.engine.probe import PROBE_TOKENS, Probe, ProbedLayer
 from pdray.engine.tensor_parallel.group import RankGroup
 from pdray.engine.tensor_parallel.sharding import check_divides, load_sharded
-from pdray.kvcache.storage import TORCH_DTYPES
 
 AttentionInterface.register(ROUTE_NAME, route_attention)
 AttentionInterface.register(PROBED_ROUTE_NAME, route_attention)
@@ -74,19 +69,18 @@ class LoadedModel:
 def load_model(
     path: Path, *, dtype: str, device: str, group: RankGroup | None = None
 ) -> LoadedModel:
-    """With a group, the part of this rank; every rank calls it. Raises UnsupportedModelError with
-    the reason."""
-    config = AutoConfig.from_pretrained(path)
-    _check_config(config)
-    model: PreTrainedModel
-    try:
+    """``path`` is a Hugging Face folder, or a GGUF file. With a group, the part of this rank;
+    every rank calls it. Raises UnsupportedModelError with the reason, and ConfigError for files
+    that are missing or cut off."""
+    checkpoint = open_checkpoint(path)
+    with reading(checkpoint):
+        config = read_config(checkpoint)
+        _check_config(config)
         if group is None:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=TORCH_DTYPES[dtype])
+            model = read_model(checkpoint, config, dtype, device)
         else:
-            model = load_sharded(path, group, dtype=TORCH_DTYPES[dtype])
-    except ValueError as error:
-        raise UnsupportedModelError(f"{path}: {error}") from error
-    model.eval().requires_grad_(False).to(device)
+            model = load_sharded(partial(read_model, checkpoint, config, dtype), group)
+            cast(torch.nn.Module, model).to(device)
     return adopt_model(model, config, path, group)
 
 
@@ -97,7 +91,7 @@ def adopt_model(
     ``path`` has its tokenizer and generation config, where it has any. Raises
     UnsupportedModelError."""
     _check_model(model)
-    if model.device.type == "cpu":
+    if model.device.type == "cpu" and not is_quantized(model):
         pack_linears(model)
     if group is not None:
         group.connect()
@@ -115,8 +109,15 @@ def adopt_model(
 
 def check_ranks(path: Path, num_ranks: int) -> None:
     """Raises UnsupportedModelError or ConfigError where the model cannot be split so."""
-    config = AutoConfig.from_pretrained(path)
+    checkpoint = open_checkpoint(path)
+    with reading(checkpoint):
+        config = read_config(checkpoint)
     _check_config(config)
+    if checkpoint.is_gguf or getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(
+            f"{path}: tensor_parallel: {num_ranks}: a GGUF or quantized checkpoint is not split; "
+            "accepted: 1"
+        )
     check_divides(config, num_ranks)
 
 

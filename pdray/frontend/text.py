@@ -7,16 +7,20 @@ tokenizer's Rust backend, which threads may share.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pdray.core.errors import InvalidRequestError, UnsupportedModelError
 from pdray.frontend.detokenizer import DetokenizerFactory, IncrementalDetokenizer
+from pdray.gguf_parsing import parsed_once
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +33,30 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 
 
+def _read(path: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """Never runs code that the model brings."""
+    source: dict[str, Any] = {"trust_remote_code": False}
+    parsing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    folder = path
+    if path.suffix == ".gguf":
+        folder, source["gguf_file"] = path.parent, path.name
+        parsing = parsed_once()
+    try:
+        with parsing:
+            config = AutoConfig.from_pretrained(folder, **source)
+            return AutoTokenizer.from_pretrained(folder, **source), config
+    except (ImportError, OSError, ValueError, struct.error) as error:
+        reason = " ".join(str(error).split())
+        raise UnsupportedModelError(f"{path}: its tokenizer cannot be read: {reason}") from error
+
+
 class Tokenizer:
     """Loaded once, used by every request of a process. Safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
-        """Raises UnsupportedModelError where the folder's tokenizer has no Rust backend."""
-        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        """``path`` is a model's folder, or a GGUF file. Raises UnsupportedModelError where there
+        is no tokenizer, or one without a Rust backend."""
+        self._tokenizer, config = _read(path)
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, RustTokenizer):
             raise UnsupportedModelError(
@@ -42,7 +64,7 @@ class Tokenizer:
                 "fast version; a tokenizer.json in the folder would do"
             )
         self._backend = backend
-        self.vocab_size: int = AutoConfig.from_pretrained(path).get_text_config().vocab_size
+        self.vocab_size: int = config.get_text_config().vocab_size
         """The model's: no token from here on has an embedding, though a tokenizer may have it."""
         self._detokenizers = DetokenizerFactory(self._backend)
         self._chat_template: str | None = None

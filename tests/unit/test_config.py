@@ -11,6 +11,7 @@ import pytest
 
 from pdray.config import PdrayConfig, cache_dir, load_config, parse_config, ray_address
 from pdray.core.errors import ConfigError
+from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -200,8 +201,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
-def test_engine_config_has_the_pools_settings_in_bytes() -> None:
-    assert parse_config(good()).engine_config("prefill", "a") == EngineConfig(
+def test_engine_config_has_the_pools_settings_in_bytes(tiny_model_path: Path) -> None:
+    assert parse_config(good()).engine_config("prefill", "a", tiny_model_path) == EngineConfig(
         block_size=16,
         kv_cache_bytes=64 * 2**20,
         max_tokens_per_step=128,
@@ -215,29 +216,39 @@ def test_engine_config_has_the_pools_settings_in_bytes() -> None:
     )
 
 
-def test_a_node_groups_own_settings_go_over_the_pools() -> None:
+def test_a_dtype_that_is_named_is_taken_whatever_the_model_is_stored_in(
+    tiny_model_path: Path,
+) -> None:
+    config = parse_config(good() | {"dtype": "bfloat16"})
+    assert config.engine_config("prefill", "a", tiny_model_path).dtype == "bfloat16"
+
+
+def test_a_node_groups_own_settings_go_over_the_pools(tiny_model_path: Path) -> None:
     data = put(good(), "node_groups.b.engine", {"max_batch_size": 3, "kv_cache_bytes": "1MiB"})
     config = parse_config(data)
-    assert config.engine_config("prefill", "a").max_batch_size == 16
-    own = config.engine_config("prefill", "b")
+    assert config.engine_config("prefill", "a", tiny_model_path).max_batch_size == 16
+    own = config.engine_config("prefill", "b", tiny_model_path)
     assert (own.max_batch_size, own.kv_cache_bytes) == (3, 2**20)
     assert own.max_tokens_per_step == 128
 
 
-def test_a_groups_memory_fraction_replaces_the_pools_bytes(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    config = parse_config(put(good(), "node_groups.b.engine", {"kv_memory_fraction": 0.5}))
-    half = config.engine_config("prefill", "b", tmp_path).kv_cache_bytes
-    config = parse_config(put(good(), "node_groups.b.engine", {"kv_memory_fraction": 0.25}))
-    quarter = config.engine_config("prefill", "b", tmp_path).kv_cache_bytes
-    assert half + 1000 == pytest.approx(2 * (quarter + 1000), abs=2)
+def test_a_groups_memory_fraction_replaces_the_pools_bytes(tiny_model_path: Path) -> None:
+    def kv_cache_bytes(fraction: float, dtype: str) -> int:
+        data = put(good(), "node_groups.b.engine", {"kv_memory_fraction": fraction})
+        config = parse_config(data | {"dtype": dtype})
+        return config.engine_config("prefill", "b", tiny_model_path).kv_cache_bytes
+
+    weights = open_checkpoint(tiny_model_path).num_bytes_as("float32")
+    half, quarter = kv_cache_bytes(0.5, "float32"), kv_cache_bytes(0.25, "float32")
+    assert half + weights == pytest.approx(2 * (quarter + weights), abs=2)
+    # Of the weights' bytes as they will be in memory, not as they are on the disk.
+    assert kv_cache_bytes(0.5, "bfloat16") == half + weights // 2
 
 
-def test_a_fraction_that_the_weights_use_up_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(bytes(1 << 20))
+def test_a_fraction_that_the_weights_use_up_is_refused(tiny_model_path: Path) -> None:
     config = parse_config(put(good(), "node_groups.b.engine", {"kv_memory_fraction": 1e-9}))
     with pytest.raises(ConfigError, match="no memory is left for KV"):
-        config.engine_config("prefill", "b", tmp_path)
+        config.engine_config("prefill", "b", tiny_model_path)
 
 
 def renamed(change: Callable[[Data], Data]) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from pdray import demo_model
 from pdray.core.errors import ConfigError
-from pdray.model_source import check_model_folder, resolve_model
+from pdray.model_source import resolve_model
 
 
 def refuse_progress(text: str) -> NoReturn:
@@ -33,28 +33,6 @@ def test_a_relative_folder_becomes_absolute(
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no config\.json"):
         resolve_model(str(tmp_path), refuse_progress)
-
-
-def test_a_folder_with_a_broken_config_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config\.json is no good"):
-        check_model_folder(tmp_path)
-
-
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="has no weights"):
-        check_model_folder(tmp_path)
-
-
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": shards}))
-    (tmp_path / "model-1.safetensors").touch()
-    with pytest.raises(ConfigError, match=r"has no model-2\.safetensors, which"):
-        check_model_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "~/nothing-here", "a b"])

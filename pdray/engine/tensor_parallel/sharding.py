@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from pdray.core.errors import ConfigError, UnsupportedModelError
@@ -58,16 +57,14 @@ def check_divides(config: PreTrainedConfig, size: int) -> None:
             )
 
 
-def load_sharded(path: Path, group: RankGroup, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Raises ValueError where transformers cannot load it, UnsupportedModelError for a plan that
+def load_sharded(read: Callable[..., PreTrainedModel], group: RankGroup) -> PreTrainedModel:
+    """``read(distributed=...)`` reads the slices. Raises UnsupportedModelError for a plan that
     asks for what is not done here."""
     with _pretended_default_group(group):
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, distributed_config=DistributedConfig(tp_size=group.size)
-        )
+        model = read(distributed=DistributedConfig(tp_size=group.size))
     _make_plain(model)
     _exchange(model, group)
-    return cast(PreTrainedModel, model)
+    return model
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from pdray.core.errors import UnsupportedModelError
@@ -60,6 +61,7 @@ def saved(config: PreTrainedConfig, folder: Path) -> Path:
 def test_refused_before_a_weight_is_read(what: str, tmp_path: Path) -> None:
     config_class, reason = REFUSED_BY_CONFIG[what]
     config_class().save_pretrained(tmp_path)
+    save_file({}, tmp_path / "model.safetensors")
     with pytest.raises(UnsupportedModelError, match=reason):
         load_model(tmp_path, dtype="float32", device="cpu")
 
