@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
     DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
@@ -99,6 +100,25 @@ def _gemma2() -> PreTrainedConfig:
     )
 
 
+def _deepseek_v2() -> PreTrainedConfig:
+    # Latent attention, served with heads of unequal K and V size; its rotary pairs neighbours.
+    sizes = _SIZES | {"num_key_value_heads": 4}
+    return DeepseekV2Config(
+        num_hidden_layers=2,
+        q_lora_rank=None,
+        kv_lora_rank=16,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=32,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+        **_MOE,
+        **sizes,
+    )
+
+
 def _deepseek_v3() -> PreTrainedConfig:
     sizes = _SIZES | {"num_key_value_heads": 4}
     return DeepseekV3Config(
@@ -125,6 +145,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt_oss_sinks": _gpt_oss,
     "gemma3_groups": _gemma3,
     "gemma2_softcap": _gemma2,
+    "deepseek_v2_wider_values": _deepseek_v2,
     "deepseek_v3_unequal_heads": _deepseek_v3,
 }
 
