@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,9 @@ def load_model(
         else:
             model = load_sharded(partial(read_model, checkpoint, config, dtype), group)
             cast(torch.nn.Module, model).to(device)
-    return adopt_model(model, config, path, group)
+    # A quantization's kernels may only find out when they run that they cannot.
+    with reading(checkpoint) if is_quantized(model) else nullcontext():
+        return adopt_model(model, config, path, group)
 
 
 def adopt_model(
