@@ -43,13 +43,16 @@ def pack_linears(model: nn.Module) -> None:
     for a dtype that the CPU's kernels do not know."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and _is_fast(child.weight.dtype):
+            if type(child) is nn.Linear and is_packable(child.weight):
                 setattr(parent, name, PackedLinear(child))
 
 
-def _is_fast(dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:
+def is_packable(weight: torch.Tensor) -> bool:
+    """Whether the CPU's kernels know its dtype."""
+    if weight.device.type != "cpu":
+        return False
+    if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
+    if weight.dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 
 from pdray.core.errors import UnsupportedModelError
+from pdray.engine.attention.base import AttentionParams
 from pdray.engine.attention.routing import AttentionCall
 from pdray.kvcache.layout import LayerKV
 
@@ -26,8 +27,12 @@ MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ProbedLayer:
+    """``params`` are what the module said of its scores: the same in every call."""
+
     module: torch.nn.Module
+    num_heads: int
     kv: LayerKV
+    params: AttentionParams
 
 
 class Probe:
@@ -61,8 +66,9 @@ class Probe:
             k_head_dim=k_head_dim,
             v_head_dim=call.value.shape[-1],
         )
-        self.layers.append(ProbedLayer(call.module, kv))
         _, num_heads, num_tokens, _ = call.query.shape
+        params = AttentionParams(call.scaling, call.softcap, call.sinks)
+        self.layers.append(ProbedLayer(call.module, num_heads, kv, params))
         return call.query.new_zeros(1, num_tokens, num_heads, kv.v_head_dim)
 
     def _span(self, call: AttentionCall, name: str) -> int | None:

@@ -42,6 +42,34 @@ class Heads:
     q_norm: Norm | None
     k_norm: Norm | None
 
+    @property
+    def q_columns(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def k_columns(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def v_columns(self) -> int:
+        return self.num_kv_heads * self.v_head_dim
+
+    def split(self, qkv_TX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views of query [heads, T, head dim], key and value."""
+        num_tokens, columns = qkv_TX.shape
+        begin = qkv_TX.storage_offset()
+
+        def view(heads: int, size: int, offset: int) -> torch.Tensor:
+            return qkv_TX.as_strided(
+                (heads, num_tokens, size), (size, columns, 1), begin + offset
+            )
+
+        return (
+            view(self.num_heads, self.head_dim, 0),
+            view(self.num_kv_heads, self.head_dim, self.q_columns),
+            view(self.num_kv_heads, self.v_head_dim, self.q_columns + self.k_columns),
+        )
+
 
 class FusedKernels(Protocol):
     """Every tensor is contiguous in its last dimension; results are new unless said otherwise."""
