@@ -27,6 +27,8 @@ from pdray.engine.attention.routing import (
     serving,
 )
 from pdray.engine.checkpoint import open_checkpoint
+from pdray.engine.fusion import find_kernels
+from pdray.engine.fusion.fuse import fuse_model
 from pdray.engine.linear import pack_linears
 from pdray.engine.pretrained import is_quantized, read_config, read_model, reading
 from pdray.engine.probe import PROBE_TOKENS, Probe, ProbedLayer
@@ -94,12 +96,17 @@ def adopt_model(
     ``path`` has its tokenizer and generation config, where it has any. Raises
     UnsupportedModelError."""
     _check_model(model)
-    if model.device.type == "cpu" and not is_quantized(model):
-        pack_linears(model)
     if group is not None:
+        pack_linears(model)
         group.connect()
     layers = _probe(model)
     _check_modalities(model)
+    if group is None:
+        # A rank's modules have hooks that add up the ranks' parts.
+        kernels = find_kernels(model.device, model.dtype)
+        if kernels is not None:
+            fuse_model(model, layers, kernels)
+        pack_linears(model)
     return LoadedModel(
         path=path,
         model=model,

@@ -93,11 +93,22 @@ class ForwardPass:
         self._plans = plans
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
-        cache = self._caches[call.module]
         params = AttentionParams(call.scaling, call.softcap, call.sinks)
+        query, key, value = call.query[0], call.key[0], call.value[0]
+        out_TX = self.attend_heads(call.module, query, key, value, params)
+        return out_TX.view(1, len(out_TX), len(query), -1)
+
+    def attend_heads(
+        self,
+        module: torch.nn.Module,
+        query_NTH: torch.Tensor,
+        key_KTH: torch.Tensor,
+        value_KTH: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        cache = self._caches[module]
         plan = self._plans[cache.group_id]
-        out_TNH = plan.attend(cache, call.query[0], call.key[0], call.value[0], params)
-        return out_TNH[None]
+        return plan.attend(cache, query_NTH, key_KTH, value_KTH, params).flatten(1)
 
 
 def make_layout(loaded: LoadedModel, config: EngineConfig) -> KVLayout:

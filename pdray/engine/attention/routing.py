@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
+
+from pdray.engine.attention.base import AttentionParams
 
 ROUTE_NAME = "pdray"
 PROBED_ROUTE_NAME = "pdray_probed"
@@ -40,6 +42,18 @@ class AttentionCall:
 class AttentionServer(Protocol):
     def attend(self, call: AttentionCall) -> torch.Tensor:
         """Returns [1, T, N, value head dim]."""
+
+
+class HeadsServer(AttentionServer, Protocol):
+    def attend_heads(
+        self,
+        module: torch.nn.Module,
+        query_NTH: torch.Tensor,
+        key_KTH: torch.Tensor,
+        value_KTH: torch.Tensor,
+        params: AttentionParams,
+    ) -> torch.Tensor:
+        """The same for a fused layer, which stands for ``module``: [T, N * value head dim]."""
 
 
 @runtime_checkable
@@ -92,6 +106,18 @@ def route_attention(
         ),
     )
     return _server.get().attend(call), None
+
+
+def attend_heads(
+    module: torch.nn.Module,
+    query_NTH: torch.Tensor,
+    key_KTH: torch.Tensor,
+    value_KTH: torch.Tensor,
+    params: AttentionParams,
+) -> torch.Tensor:
+    """What a fused layer calls."""
+    server = cast(HeadsServer, _server.get())
+    return server.attend_heads(module, query_NTH, key_KTH, value_KTH, params)
 
 
 def route_mask(*args: object, **kwargs: object) -> torch.Tensor:

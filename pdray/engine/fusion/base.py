@@ -60,9 +60,7 @@ class Heads:
         begin = qkv_TX.storage_offset()
 
         def view(heads: int, size: int, offset: int) -> torch.Tensor:
-            return qkv_TX.as_strided(
-                (heads, num_tokens, size), (size, columns, 1), begin + offset
-            )
+            return qkv_TX.as_strided((heads, num_tokens, size), (size, columns, 1), begin + offset)
 
         return (
             view(self.num_heads, self.head_dim, 0),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pdray.engine.attention.routing import attend
+from pdray.engine.attention.routing import attend_heads
 from pdray.engine.fusion.base import FusedKernels, Heads, Norm
 from pdray.engine.fusion.gated_mlp import FusedMLP
 from pdray.engine.fusion.linears import is_plain_linear, side_by_side
@@ -41,7 +41,12 @@ class FusedAttention(nn.Module):
     """Query, key and value as one product, then the attention that is served to ``layer``."""
 
     def __init__(
-        self, layer: ProbedLayer, qkv: nn.Module, out: nn.Module, heads: Heads, kernels: FusedKernels
+        self,
+        layer: ProbedLayer,
+        qkv: nn.Module,
+        out: nn.Module,
+        heads: Heads,
+        kernels: FusedKernels,
     ) -> None:
         super().__init__()
         self.qkv = qkv
@@ -84,7 +89,9 @@ class FusedAttention(nn.Module):
     ) -> torch.Tensor:
         qkv_TX: torch.Tensor = self.qkv(input_TD)
         self._kernels.norm_and_rotate(qkv_TX, self._heads, cos_TR, sin_TR)
-        out: torch.Tensor = self.out(attend(self._layer, *self._heads.split(qkv_TX)))
+        heads = self._heads.split(qkv_TX)
+        attended_TX = attend_heads(self._layer.module, *heads, self._layer.params)
+        out: torch.Tensor = self.out(attended_TX)
         return out
 
 
@@ -131,8 +138,10 @@ class FusedDecoderLayer(nn.Module):
         residual, normed = kernels.add_norms(
             branch, norms.after_attention, residual, norms.before_mlp
         )
-        branch = self.mlp(normed)
-        residual, _ = kernels.add_norms(branch, norms.after_mlp, residual, None)
+        branch = self.mlp(normed[None])
+        if isinstance(branch, tuple):  # experts come with their router's scores
+            branch = branch[0]
+        residual, _ = kernels.add_norms(branch[0], norms.after_mlp, residual, None)
         return residual[None]
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pdray.engine.attention.base import AttentionParams
-from pdray.engine.attention.routing import AttentionServer, serving
+from pdray.engine.attention.routing import AttentionCall, AttentionServer, serving
 from pdray.engine.fusion.base import FusedKernels
 from pdray.engine.fusion.decoder_layer import FusedDecoderLayer
 from pdray.engine.fusion.gated_mlp import FusedMLP
@@ -48,7 +48,9 @@ class Sample:
 
 
 @torch.inference_mode()
-def fuse_model(model: PreTrainedModel, layers: tuple[ProbedLayer, ...], kernels: FusedKernels) -> None:
+def fuse_model(
+    model: PreTrainedModel, layers: tuple[ProbedLayer, ...], kernels: FusedKernels
+) -> None:
     """Frees the replaced weights layer by layer."""
     server = PlainAttention()
     samples = _take_samples(model, server)
@@ -87,9 +89,7 @@ def _fused_part(
     return mlp if mlp is not None and sample.agrees(mlp) else None
 
 
-def _replace(
-    model: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]
-) -> None:
+def _replace(model: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> None:
     for name, module in list(model.named_modules()):
         fused = None if isinstance(module, FusedNorm | FusedMLP) else make(name, module)
         if fused is not None:
@@ -111,7 +111,9 @@ def _take_samples(model: PreTrainedModel, server: AttentionServer) -> dict[str, 
     samples: dict[str, Sample] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        def hook(
+            module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+        ) -> None:
             samples[name] = Sample(args, kwargs, output)
 
         return hook
@@ -135,10 +137,13 @@ def _take_samples(model: PreTrainedModel, server: AttentionServer) -> dict[str, 
 class PlainAttention:
     """Serves the samples: causal, and the same for the plain modules and the fused ones."""
 
-    def make_mask(self, mask_function: object) -> None:
-        """None: the sample is in any window."""
+    def attend(self, call: AttentionCall) -> torch.Tensor:
+        params = AttentionParams(call.scaling, call.softcap, call.sinks)
+        query, key, value = call.query[0], call.key[0], call.value[0]
+        out_TX = self.attend_heads(call.module, query, key, value, params)
+        return out_TX.view(1, len(out_TX), len(query), -1)
 
-    def attend(
+    def attend_heads(
         self,
         module: nn.Module,
         query_NTH: torch.Tensor,
@@ -154,4 +159,4 @@ class PlainAttention:
             scale=params.scaling,
             enable_gqa=True,
         )[0]
-        return out_NTH.transpose(0, 1).contiguous()
+        return out_NTH.transpose(0, 1).flatten(1)
