@@ -11,6 +11,8 @@ with ``arguments(address)``, and does this thread's ``share`` of the items.
 from __future__ import annotations
 
 import ctypes
+import functools
+import struct
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -87,15 +89,21 @@ def launch(body, num_threads, values):
 
 
 def compile_body(function):
-    """A body's address; its code is kept on disk. It lives as long as the process."""
+    """A body's address; its code is kept on disk. Compiled once in a process."""
+    return _compiled(function).address
+
+
+@functools.cache
+def _compiled(function):
     if not is_available:
         raise ConfigError(
             "this torch has no GNU OpenMP library to run compiled kernels on; accepted: "
             "attention_backend = 'sdpa'"
         )
-    compiled = cfunc(body_signature, cache=True)(function)
-    _compiled.append(compiled)
-    return compiled.address
+    return cfunc(body_signature, cache=True)(function)
 
 
-_compiled: list[object] = []
+def float_bits(number: float) -> int:
+    """A float as an argument of a body, which reads it with ``as_float``."""
+    bits: int = struct.unpack("q", struct.pack("d", number))[0]
+    return bits

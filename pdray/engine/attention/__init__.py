@@ -20,7 +20,9 @@ def _auto(device: str, dtype: str) -> AttentionBackend:
     if device.startswith("cuda"):
         name = "triton"
     elif device == "cpu" and dtype in ("float32", "bfloat16"):
-        name = "cpu"
+        from pdray.engine import openmp
+
+        name = "cpu" if openmp.is_available else "sdpa"
     return ATTENTION.get(name)(device, dtype)
 
 

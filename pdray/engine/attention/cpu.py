@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from pdray.core.errors import ConfigError
 from pdray.engine.attention import cpu_kernels
 from pdray.engine.attention.base import AttentionParams, GroupBatch, StaticDecodes
+from pdray.engine.attention.cpu_prompts import TiledPrompts
 from pdray.engine.attention.prompts import PromptAttention
+from pdray.engine.openmp import compile_body, float_bits, launch
 from pdray.kvcache.storage import TORCH_DTYPES, LayerCache
 
-# numba has no bf16: its bits are widened in the kernel.
-_STORED_AS = {torch.float32: torch.float32, torch.bfloat16: torch.int16}
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class CpuBackend:
     """Raises ConfigError where its kernels cannot read the cache."""
 
     def __init__(self, device: str, dtype: str) -> None:
-        if device != "cpu" or TORCH_DTYPES[dtype] not in _STORED_AS:
+        if device != "cpu" or TORCH_DTYPES[dtype] not in _DTYPES:
             raise ConfigError(
                 f"attention_backend = 'cpu': reads float32 and bfloat16 on a CPU, and this is "
                 f"{dtype} on {device}; accepted: auto, sdpa"
@@ -40,18 +41,14 @@ class CpuBackend:
 
 class CpuGroupAttention:
     def __init__(self, batch: GroupBatch, device: torch.device) -> None:
-        count = batch.num_decodes
-        self._block_size = batch.block_size
-        self._slot_blocks = batch.slot_blocks_T
-        self._slot_offsets = batch.slot_offsets_T
-        self._tables = np.ascontiguousarray(batch.block_tables_SB[:count])
+        self._batch = batch
+        self._tables = np.ascontiguousarray(batch.block_tables_SB[: batch.num_decodes])
         self._contexts = _contexts(batch)
-        self._prompts = PromptAttention(batch, device)
-        self._kernel = (
-            cpu_kernels.attend_decodes_alone
-            if torch.get_num_threads() == 1
-            else cpu_kernels.attend_decodes_in_parallel
-        )
+        self._num_threads = torch.get_num_threads()
+        self._write_rows = compile_body(cpu_kernels.write_rows)
+        self._attend_decodes = compile_body(cpu_kernels.attend_decodes)
+        self._device = device
+        self._prompts: TiledPrompts | PromptAttention | None = None
 
     def attend(
         self,
@@ -61,63 +58,96 @@ class CpuGroupAttention:
         value_KTH: torch.Tensor,
         params: AttentionParams,
     ) -> torch.Tensor:
-        self._write(cache.k_BKPH, key_KTH)
-        self._write(cache.v_BKPH, value_KTH)
         num_heads, num_tokens, _ = query_NTH.shape
+        self._write(cache, key_KTH, value_KTH)
         out_TNH = query_NTH.new_empty(num_tokens, num_heads, value_KTH.shape[-1])
-        self._attend_decodes(cache, query_NTH, params, out_TNH)
-        self._prompts.attend(cache, query_NTH, key_KTH, value_KTH, params, out_TNH)
+        if self._batch.num_decodes:
+            self._attend(cache, query_NTH, params, out_TNH)
+        if num_tokens > self._batch.num_decodes:
+            prompts = self._plan_prompts(query_NTH.dtype)
+            prompts.attend(cache, query_NTH, key_KTH, value_KTH, params, out_TNH)
         return out_TNH
 
-    def _write(self, cache_BKPH: torch.Tensor, rows_KTH: torch.Tensor) -> None:
-        rows, strides = _flat(rows_KTH)
-        block_stride, head_stride = cache_BKPH.stride()[:2]
-        cpu_kernels.write_rows(
-            _arena(cache_BKPH),
-            self._slot_blocks,
-            self._slot_offsets,
+    def _plan_prompts(self, dtype: torch.dtype) -> TiledPrompts | PromptAttention:
+        if self._prompts is None:
+            is_fp32 = dtype == torch.float32
+            # torch's own is fast in bf16, and keeps its scores in fp32.
+            self._prompts = (
+                TiledPrompts(self._batch) if is_fp32 else PromptAttention(self._batch, self._device)
+            )
+        return self._prompts
+
+    def _write(self, cache: LayerCache, key_KTH: torch.Tensor, value_KTH: torch.Tensor) -> None:
+        block_stride, head_stride = cache.k_BKPH.stride()[:2]
+        arguments = [
+            _is_bf16(key_KTH),
+            key_KTH.shape[1],
+            self._batch.slot_blocks_T.ctypes.data,
+            self._batch.slot_offsets_T.ctypes.data,
             block_stride,
             head_stride,
-            cache_BKPH.storage_offset(),
-            rows,
-            strides[:2],
-            (rows_KTH.shape[0], rows_KTH.shape[2]),
-        )
+            key_KTH.shape[0],
+        ]
+        for cached, rows in ((cache.k_BKPH, key_KTH), (cache.v_BKPH, value_KTH)):
+            head_stride, token_stride, _ = rows.stride()
+            arguments += (
+                cached.data_ptr(),
+                rows.data_ptr(),
+                token_stride,
+                head_stride,
+                rows.shape[2],
+            )
+        launch(self._write_rows, self._num_threads, tuple(arguments))
 
-    def _attend_decodes(
+    def _attend(
         self,
         cache: LayerCache,
         query_NTH: torch.Tensor,
         params: AttentionParams,
         out_TNH: torch.Tensor,
     ) -> None:
-        num_decodes = len(self._tables)
-        if num_decodes == 0:
-            return
-        queries, (head_stride, token_stride, _) = _flat(query_NTH[:, :num_decodes].float())
-        num_heads, value_dim = out_TNH.shape[1:]
-        out = torch.empty(num_decodes, num_heads * value_dim)
+        num_seqs, width = self._tables.shape
+        head_stride, token_stride, _ = query_NTH.stride()
         block_stride, kv_head_stride = cache.k_BKPH.stride()[:2]
-        self._kernel(
-            _arena(cache.k_BKPH),
-            queries,
-            (token_stride, head_stride),
-            self._tables,
-            self._contexts,
-            (self._block_size, query_NTH.shape[-1], value_dim),
+        num_kv_heads = cache.k_BKPH.shape[1]
+        group = query_NTH.shape[0] // num_kv_heads
+        sinks = None if params.sinks_N is None else params.sinks_N.float()
+        launch(
+            self._attend_decodes,
+            self._num_threads,
             (
-                cache.k_BKPH.storage_offset(),
-                cache.v_BKPH.storage_offset(),
+                _is_bf16(query_NTH),
+                num_seqs,
+                self._tables.ctypes.data,
+                width,
+                self._contexts.ctypes.data,
+                query_NTH.data_ptr(),
+                token_stride,
+                head_stride,
+                num_kv_heads,
+                group,
+                self._batch.block_size,
+                query_NTH.shape[2],
+                out_TNH.shape[2],
+                cache.k_BKPH.data_ptr(),
+                cache.v_BKPH.data_ptr(),
                 block_stride,
                 kv_head_stride,
-                cache.k_BKPH.shape[1],
+                float_bits(params.scaling),
+                float_bits(params.softcap or 0.0),
+                0 if sinks is None else sinks.data_ptr(),
+                out_TNH.data_ptr(),
+                self._heads_per_item(num_seqs * num_kv_heads, group),
             ),
-            np.float32(params.scaling),
-            np.float32(params.softcap or 0.0),
-            _sinks(params, num_heads),
-            out.numpy(),
         )
-        out_TNH[:num_decodes] = out.view(num_decodes, num_heads, value_dim)
+
+    def _heads_per_item(self, num_items: int, group: int) -> int:
+        """All of a KV head's, so that its keys are read once; fewer where threads had no work."""
+        return group if num_items >= self._num_threads else -(-group // self._num_threads)
+
+
+def _is_bf16(tensor: torch.Tensor) -> int:
+    return int(tensor.dtype == torch.bfloat16)
 
 
 def _contexts(batch: GroupBatch) -> NDArray[np.int64]:
@@ -128,26 +158,3 @@ def _contexts(batch: GroupBatch) -> NDArray[np.int64]:
     if batch.sliding_window is not None:
         starts = np.maximum(first_slots, queries - batch.sliding_window + 1)
     return np.stack([first_slots, starts, queries + 1], axis=1)
-
-
-def _flat(tensor: torch.Tensor) -> tuple[NDArray[np.generic], tuple[int, ...]]:
-    """The memory that a tensor spans, and its strides; the last dimension is contiguous."""
-    if tensor.stride(-1) != 1:
-        tensor = tensor.contiguous()
-    strides = tensor.stride()
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
-    flat = tensor.as_strided((span,), (1,)).view(_STORED_AS[tensor.dtype])
-    return flat.numpy(), strides
-
-
-def _arena(cache_BKPH: torch.Tensor) -> NDArray[np.generic]:
-    size = cache_BKPH.untyped_storage().nbytes() // cache_BKPH.element_size()
-    flat = cache_BKPH.as_strided((size,), (1,), 0).view(_STORED_AS[cache_BKPH.dtype])
-    return flat.numpy()
-
-
-def _sinks(params: AttentionParams, num_heads: int) -> NDArray[np.float32]:
-    if params.sinks_N is None:
-        return np.full(num_heads, -np.inf, dtype=np.float32)
-    sinks: NDArray[np.float32] = params.sinks_N.float().numpy()
-    return sinks

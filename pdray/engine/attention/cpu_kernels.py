@@ -210,3 +210,35 @@ def write_rows(address):
         _write_rows(args, _BF16)
     else:
         _write_rows(args, _FP32)
+
+
+@njit(error_model="numpy")
+def _clear(values):
+    for c in range(values.shape[0]):
+        values[c] = 0
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def _scale(values, scaling):
+    for c in range(values.shape[0]):
+        values[c] *= scaling
+
+
+def mask_and_softmax(address):
+    """[rows, queries, keys, scores, place of the first query's own key, window, scaling, softcap,
+    sinks]: rows are heads by queries, fp32. Weights of keys that a query does not see are 0."""
+    args = arguments(address)
+    num_queries, num_keys = args[1], args[2]
+    scaling, softcap, sink = as_float(args[6]), as_float(args[7]), np.float32(-np.inf)
+    begin, end = share(args[0])
+    for row in range(begin, end):
+        head, query = divmod(row, num_queries)
+        last = args[4] + query + 1
+        first = 0 if args[5] == 0 else max(0, last - args[5])
+        scores = rows(args[3] + row * num_keys * 4, num_keys, _FP32)
+        if args[8] != 0:
+            sink = rows(args[8], head + 1, _FP32)[head]
+        _clear(scores[:first])
+        _scale(scores[first:last], scaling)
+        softmax(scores[first:last], softcap, sink)
+        _clear(scores[last:])

@@ -39,7 +39,7 @@ class PromptAttention:
     def __init__(self, batch: GroupBatch, device: torch.device) -> None:
         self._device = device
         self._window = batch.sliding_window
-        self._prompts = _plan_prompts(batch, device)
+        self._prompts = plan_prompts(batch, device)
         self._masks: dict[tuple[int, int], torch.Tensor | None] = {}
 
     def attend(
@@ -58,7 +58,7 @@ class PromptAttention:
                 # The whole context is in this step: no need to read it back.
                 key_KCH, value_KCH = key_KTH[:, rows], value_KTH[:, rows]
             else:
-                key_KCH, value_KCH = _gather_context(cache, prompt)
+                key_KCH, value_KCH = gather_context(cache, prompt)
             out_NRH = self._attend_prompt(query_NTH[:, rows], key_KCH, value_KCH, prompt, params)
             out_TNH[rows] = out_NRH.transpose(0, 1)
 
@@ -118,7 +118,7 @@ class PromptAttention:
         return self._masks[key]
 
 
-def _plan_prompts(batch: GroupBatch, device: torch.device) -> list[PromptRows]:
+def plan_prompts(batch: GroupBatch, device: torch.device) -> list[PromptRows]:
     ends = np.cumsum(batch.query_lens_S)
     plans = []
     for index in range(batch.num_decodes, len(ends)):
@@ -142,7 +142,7 @@ def _plan_prompts(batch: GroupBatch, device: torch.device) -> list[PromptRows]:
     return plans
 
 
-def _gather_context(cache: LayerCache, prompt: PromptRows) -> tuple[torch.Tensor, torch.Tensor]:
+def gather_context(cache: LayerCache, prompt: PromptRows) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [K, C, H] from the first visible position to the chunk's end."""
     num_keys = prompt.query_start + prompt.end - prompt.start - prompt.first_position
     context = slice(prompt.block_offset, prompt.block_offset + num_keys)

@@ -5,13 +5,11 @@ Tensor suffixes as in base.py.
 
 from __future__ import annotations
 
-import struct
-
 import torch
 
 from pdray.engine.fusion import cpu_kernels
 from pdray.engine.fusion.base import Activation, Heads, Norm
-from pdray.engine.openmp import compile_body, launch
+from pdray.engine.openmp import compile_body, float_bits, launch
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -31,7 +29,7 @@ class CpuKernels:
         size = input_TD.shape[-1]
         self._launch_norms(
             (input_TD.numel() // size, size, input_TD.data_ptr(), 0, 0, 0),
-            (norm.weight.data_ptr(), out_TD.data_ptr(), 0, _bits(norm.eps)),
+            (norm.weight.data_ptr(), out_TD.data_ptr(), 0, float_bits(norm.eps)),
         )
         return out_TD
 
@@ -109,10 +107,4 @@ def _weight(norm: Norm | None) -> int:
 
 
 def _eps(norm: Norm | None) -> int:
-    return 0 if norm is None else _bits(norm.eps)
-
-
-def _bits(number: float) -> int:
-    """A float as an integer argument of a kernel."""
-    bits: int = struct.unpack("q", struct.pack("d", number))[0]
-    return bits
+    return 0 if norm is None else float_bits(norm.eps)
