@@ -97,4 +97,6 @@ def _allocate(num_bytes: int, device: torch.device) -> torch.Tensor:
         return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     # Private, or a forked child would share the cache.
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # Blocks of one sequence lie anywhere: with small pages, each is a miss or two of the TLB.
+    memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
