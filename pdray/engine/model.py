@@ -101,8 +101,8 @@ def adopt_model(
         group.connect()
     layers = _probe(model)
     _check_modalities(model)
-    if group is None:
-        # A rank's modules have hooks that add up the ranks' parts.
+    if group is None and not is_quantized(model):
+        # A rank's modules add up the ranks' parts, which no fused layer does.
         kernels = find_kernels(model.device, model.dtype)
         if kernels is not None:
             fuse_model(model, layers, kernels)

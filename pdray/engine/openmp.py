@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -88,9 +89,10 @@ def launch(body, num_threads, values):
     _parallel(body, pointer(copied.ctypes.data), np.uint32(num_threads), np.uint32(0))
 
 
-def compile_body(function):
+def compile_body(function: Callable[[int], None]) -> int:
     """A body's address; its code is kept on disk. Compiled once in a process."""
-    return _compiled(function).address
+    address: int = _compiled(function).address
+    return address
 
 
 @functools.cache

@@ -102,8 +102,8 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _parent_name(model: nn.Module, child: nn.Module) -> str:
-    (name,) = (name for name, module in model.named_modules() if module is child)
-    return name.rpartition(".")[0]
+    names: list[str] = [name for name, module in model.named_modules() if module is child]
+    return names[0].rpartition(".")[0]
 
 
 def _take_samples(model: PreTrainedModel, server: AttentionServer) -> dict[str, Sample]:
@@ -124,7 +124,7 @@ def _take_samples(model: PreTrainedModel, server: AttentionServer) -> dict[str, 
         if next(module.children(), None) is not None and module is not model
     ]
     generator = torch.Generator().manual_seed(0)
-    vocab_size = model.get_input_embeddings().weight.shape[0]
+    vocab_size: int = model.config.get_text_config().vocab_size
     tokens = torch.randint(vocab_size, (1, SAMPLE_TOKENS), generator=generator).to(model.device)
     positions = torch.arange(SAMPLE_TOKENS, device=model.device)[None]
     with serving(server):
