@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 
 from pdray.engine.attention.base import AttentionParams
 from pdray.engine.attention.routing import AttentionCall, AttentionServer, serving
@@ -48,9 +47,7 @@ class Sample:
 
 
 @torch.inference_mode()
-def fuse_model(
-    model: PreTrainedModel, layers: tuple[ProbedLayer, ...], kernels: FusedKernels
-) -> None:
+def fuse_model(model: nn.Module, layers: tuple[ProbedLayer, ...], kernels: FusedKernels) -> None:
     """Frees the replaced weights layer by layer."""
     server = PlainAttention()
     samples = _take_samples(model, server)
@@ -64,7 +61,7 @@ def fuse_model(
 
 
 def _fuse_layer(
-    model: PreTrainedModel, layer: ProbedLayer, samples: dict[str, Sample], kernels: FusedKernels
+    model: nn.Module, layer: ProbedLayer, samples: dict[str, Sample], kernels: FusedKernels
 ) -> bool:
     name = _parent_name(model, layer.module)
     plain = model.get_submodule(name)
@@ -106,7 +103,7 @@ def _parent_name(model: nn.Module, child: nn.Module) -> str:
     return names[0].rpartition(".")[0]
 
 
-def _take_samples(model: PreTrainedModel, server: AttentionServer) -> dict[str, Sample]:
+def _take_samples(model: nn.Module, server: AttentionServer) -> dict[str, Sample]:
     """A call of each decoder layer and of each of its parts, out of one forward pass."""
     samples: dict[str, Sample] = {}
 
@@ -124,9 +121,11 @@ def _take_samples(model: PreTrainedModel, server: AttentionServer) -> dict[str, 
         if next(module.children(), None) is not None and module is not model
     ]
     generator = torch.Generator().manual_seed(0)
-    vocab_size: int = model.config.get_text_config().vocab_size
-    tokens = torch.randint(vocab_size, (1, SAMPLE_TOKENS), generator=generator).to(model.device)
-    positions = torch.arange(SAMPLE_TOKENS, device=model.device)[None]
+    embedding = next(each for each in model.modules() if isinstance(each, nn.Embedding))
+    size = (1, SAMPLE_TOKENS)
+    tokens = torch.randint(embedding.num_embeddings, size, generator=generator)
+    tokens = tokens.to(embedding.weight.device)
+    positions = torch.arange(SAMPLE_TOKENS, device=tokens.device)[None]
     with serving(server):
         model(input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=1)
     for handle in handles:
