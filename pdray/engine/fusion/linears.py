@@ -23,12 +23,12 @@ def side_by_side(*linears: nn.Linear) -> nn.Module:
 
 
 def _join(linears: tuple[nn.Linear, ...]) -> nn.Linear:
-    weight = torch.cat([linear.weight for linear in linears])
+    weight = torch.cat([linear.weight.detach() for linear in linears])
     has_bias = any(linear.bias is not None for linear in linears)
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=has_bias, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
     if has_bias:
-        biases = [
+        biases: list[torch.Tensor] = [
             weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
             for linear in linears
         ]
