@@ -80,6 +80,7 @@ class StampSource:
             yield TokenDelta(
                 token_ids=divmod(stamp, 10**TOKEN_DIGITS),
                 finish_reason=None if num_left else FinishReason.LENGTH,
+                num_cached_tokens=None,
             )
 
 

@@ -58,12 +58,14 @@ def request_of(
     *,
     request_id: str = "r",
     output_token_ids: tuple[int, ...] = (),
+    cache_salt: str | None = None,
 ) -> Request:
     return Request(
         request_id=request_id,
         prompt_token_ids=tuple(prompt),
         output_token_ids=output_token_ids,
         sampling=sampling_params() if sampling is None else sampling,
+        cache_salt=cache_salt,
     )
 
 
@@ -87,11 +89,11 @@ def run_until_idle(engine: Engine) -> list[StepOutput]:
 
 
 def generate(engine: Engine, requests: Iterable[Request]) -> list[list[int]]:
-    """All requests together; their output tokens. Every block is free again after it."""
+    """All requests together; their output tokens. No block is in use after it."""
     sequences = [sequence_of(request) for request in requests]
     for sequence in sequences:
         engine.add(sequence)
     run_until_idle(engine)
     assert engine.num_waiting == engine.num_running == 0
-    assert engine.pool.num_free_blocks == engine.pool.num_blocks
+    assert engine.pool.num_available_blocks == engine.pool.num_blocks
     return [sequence.output_token_ids for sequence in sequences]

@@ -49,8 +49,12 @@ def make_snapshot(
         prefill_backlog_tokens=prefill_backlog_tokens,
         num_blocks=100,
         num_free_blocks=100 - num_held_blocks,
+        num_cached_blocks=0,
         num_held_blocks=num_held_blocks,
         num_quarantined_blocks=0,
+        prefix_query_tokens=0,
+        prefix_hit_tokens=0,
+        num_evicted_blocks=0,
     )
 
 

@@ -37,7 +37,12 @@ def config_of(model_path: Path, **changes: object) -> PdrayConfig:
 
 
 def request_of(
-    prompt: list[int], max_tokens: int = 16, *, request_id: str = "r", temperature: float = 0.0
+    prompt: list[int],
+    max_tokens: int = 16,
+    *,
+    request_id: str = "r",
+    temperature: float = 0.0,
+    cache_salt: str | None = None,
 ) -> Request:
     return Request(
         request_id=request_id,
@@ -52,6 +57,7 @@ def request_of(
             stop_token_ids=(),
             ignore_eos=True,
         ),
+        cache_salt=cache_salt,
     )
 
 
@@ -77,7 +83,8 @@ async def until_idle(cluster: LocalCluster) -> None:
 def is_idle(worker: Worker) -> bool:
     worker.engine.pool.check_integrity()
     snapshot = worker.snapshot()
-    return snapshot.num_free_blocks == snapshot.num_blocks and snapshot.num_waiting == 0
+    num_unused = snapshot.num_free_blocks + snapshot.num_cached_blocks
+    return num_unused == snapshot.num_blocks and snapshot.num_waiting == 0
 
 
 def random_prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:

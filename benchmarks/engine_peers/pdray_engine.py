@@ -63,6 +63,7 @@ class PdrayPeer:
                 prompt_token_ids=tuple(prompt),
                 output_token_ids=(),
                 sampling=sampling,
+                cache_salt=None,
             )
             self._engine.add(Sequence.from_request(request, 1, is_lent=False))
 

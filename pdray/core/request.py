@@ -129,13 +129,15 @@ class Request:
     """One prompt and what is wanted of it; ``n`` choices of one API call are n requests.
 
     ``output_token_ids`` are those that earlier attempts have already sent to the client: they
-    are computed again with the prompt, and count towards ``max_tokens``.
+    are computed again with the prompt, and count towards ``max_tokens``. Only requests with the
+    same ``cache_salt`` share KV in a prefix cache: a tenant's own; None is a salt like others.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     output_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    cache_salt: str | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -159,6 +161,8 @@ class TokenChunk:
     ``decode_worker_id`` is set on a prefill worker's chunk only: who goes on from here.
     ``logprobs`` are of each of ``token_ids``, where they were asked for; ``prompt_logprobs`` of
     the prompt's tokens from the second on, and come with output index 0.
+    ``num_cached_tokens``, on the chunk with the attempt's first token, says how many of the
+    prompt's tokens had their KV in the prefix cache.
     """
 
     request_id: str
@@ -169,3 +173,4 @@ class TokenChunk:
     decode_worker_id: WorkerId | None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    num_cached_tokens: int | None = None

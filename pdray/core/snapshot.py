@@ -66,8 +66,15 @@ class WorkerSnapshot:
     prefill_backlog_tokens: int
     num_blocks: int
     num_free_blocks: int
+    num_cached_blocks: int
     num_held_blocks: int
     num_quarantined_blocks: int
+    prefix_query_tokens: int
+    """Tokens of all prompts that were looked up in the prefix cache so far."""
+    prefix_hit_tokens: int
+    """Those of them whose KV was there."""
+    num_evicted_blocks: int
+    """Cached blocks that others have got, so far."""
 
 
 class WorkerView(Protocol):

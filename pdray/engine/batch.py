@@ -27,6 +27,8 @@ class Batch:
     groups: tuple[GroupBatch, ...]
     partial_block_ids: tuple[int, ...]
     """Blocks that the step begins and does not fill: what lies in their rest is not its own."""
+    copies: tuple[tuple[int, int], ...]
+    """Blocks whose bytes must be in others before anything is written: from, to."""
 
 
 def build_batch(plan: StepPlan, groups: tuple[KVGroup, ...], block_size: int) -> Batch:
@@ -53,6 +55,7 @@ def build_batch(plan: StepPlan, groups: tuple[KVGroup, ...], block_size: int) ->
             for group in groups
         ),
         partial_block_ids=tuple(_partial_block_ids(chunks, block_size)),
+        copies=tuple(copy for chunk in chunks for copy in chunk.copies),
     )
 
 

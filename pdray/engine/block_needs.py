@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from pdray.engine.sequence import BlockTable
 from pdray.kvcache.layout import KVGroup
+from pdray.kvcache.prefix_index import first_block_of_hit
 
 
 def num_blocks_of(num_tokens: int, block_size: int) -> int:
@@ -22,37 +23,58 @@ def first_needed_block(group: KVGroup, num_computed_tokens: int, block_size: int
     return max(0, num_computed_tokens - group.sliding_window + 1) // block_size
 
 
+def first_kept_block(group: KVGroup, num_computed_tokens: int, block_size: int) -> int:
+    """As ``first_needed_block``, but of all queries from the last full block's end on: the
+    prefix cache finds a prefix that ends there only with the whole window before it."""
+    return first_block_of_hit(group, num_computed_tokens // block_size * block_size, block_size)
+
+
 def peak_blocks(
-    group: KVGroup, *, computed: int, target: int, max_chunk: int, block_size: int
+    group: KVGroup,
+    *,
+    first_block: int,
+    computed: int,
+    target: int,
+    max_chunk: int,
+    block_size: int,
 ) -> int:
-    """Most blocks that the group holds at a time on the way from ``computed`` to ``target``
-    tokens, in any chunks up to ``max_chunk``; 0 where there is no way to go."""
+    """Most blocks from ``first_block`` on that the group holds at a time on the way from
+    ``computed`` to ``target`` tokens, in any chunks up to ``max_chunk``; 0 where there is no way
+    to go."""
     if target <= computed:
         return 0
-    needed = num_blocks_of(target, block_size) - first_needed_block(group, computed, block_size)
+    first_block = max(first_block, first_kept_block(group, computed, block_size))
+    needed = num_blocks_of(target, block_size) - first_block
     if group.sliding_window is None:
         return needed
-    # What one step reads and writes, at the worst alignment to blocks.
-    run = group.sliding_window - 1 + min(max_chunk, target - computed)
-    return min(needed, num_blocks_of(run - 1, block_size) + 1)
+    # The window, and what one step writes, at the worst alignment to blocks.
+    chunk = min(max_chunk, target - computed)
+    most = num_blocks_of(group.sliding_window, block_size) + num_blocks_of(chunk - 1, block_size)
+    return min(needed, most + 1)
 
 
 def missing_blocks(
     groups: Iterable[KVGroup],
-    tables: Sequence[BlockTable],
+    tables: Iterable[BlockTable],
     *,
     computed: int,
     target: int,
     max_chunk: int,
     block_size: int,
 ) -> int:
-    """Blocks that the tables lack on that way, all groups together."""
+    """Blocks that the tables lack on that way, all groups together. Shared ones that fall out of
+    a window are of no use for it: others may hold them."""
     missing = 0
     for group, table in zip(groups, tables, strict=True):
         peak = peak_blocks(
-            group, computed=computed, target=target, max_chunk=max_chunk, block_size=block_size
+            group,
+            first_block=table.first_own_block,
+            computed=computed,
+            target=target,
+            max_chunk=max_chunk,
+            block_size=block_size,
         )
-        missing += max(0, peak - len(table.block_ids))
+        missing += max(0, peak - table.num_own_blocks)
     return missing
 
 

@@ -120,7 +120,12 @@ class DecodeGraphs:
     def _static_decodes(self, group: KVGroup, size: int) -> StaticDecodes:
         block_size = self._layout.block_size
         max_blocks = peak_blocks(
-            group, computed=0, target=self._max_tokens, max_chunk=1, block_size=block_size
+            group,
+            first_block=0,
+            computed=0,
+            target=self._max_tokens,
+            max_chunk=1,
+            block_size=block_size,
         )
         batch = scratch_decodes(group, block_size, size, self._scratch_block_id)
         return self._backend.plan_static(batch, max_blocks, self._device)

@@ -14,21 +14,24 @@ from pathlib import Path
 
 import torch
 
-from pdray.core.errors import ConfigError, InvalidRequestError
+from pdray.core.errors import InvalidRequestError
 from pdray.core.handoff import BlockRun
 from pdray.core.request import FinishReason
 from pdray.engine.batch import build_batch
-from pdray.engine.block_needs import first_needed_block, max_sequence_tokens
+from pdray.engine.block_needs import first_needed_block
 from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder, recorder_for
 from pdray.engine.grammar import Grammars
+from pdray.engine.limits import check_limits, longest_sequence
 from pdray.engine.model import LoadedModel, check_ranks, load_model
 from pdray.engine.outputs import SequenceOutput, StepOutput
+from pdray.engine.prefix_cache import PrefixCache
 from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampling.sampled import SampledToken
 from pdray.engine.sampling.sampler import Sampler
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
+from pdray.engine.sequence_blocks import SequenceBlocks
 from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
 from pdray.kvcache.block_pool import BlockPool
 
@@ -45,23 +48,11 @@ class Engine:
     ) -> None:
         """``ranks`` are the engine's to close from here on, unless this raises. With a recorder,
         steps of decodes alone are recorded, which is slow, and repeated from then on."""
-        _check_limits(loaded, config)
+        check_limits(loaded, config)
         self.config = config
         self.layout = make_layout(loaded, config)
         self.pool = BlockPool(config.kv_cache_bytes // self.layout.block_bytes)
-        self.max_sequence_tokens = max_sequence_tokens(
-            self.layout.groups,
-            num_blocks=self.pool.num_blocks,
-            max_chunk=config.max_tokens_per_step,
-            block_size=config.block_size,
-            limit=config.max_model_len,
-        )
-        if self.max_sequence_tokens < 2:
-            raise ConfigError(
-                f"kv_cache_bytes: {config.kv_cache_bytes} holds {self.pool.num_blocks} blocks of "
-                f"{self.layout.block_bytes} bytes; accepted: enough for one for each of the "
-                f"model's {len(self.layout.groups)} KV groups, and as many again for real use"
-            )
+        self.max_sequence_tokens = longest_sequence(self.layout, self.pool.num_blocks, config)
         self._loaded = loaded
         runner = make_runner(loaded, config, self.layout)
         if recorder is not None:
@@ -74,10 +65,20 @@ class Engine:
         self._runner = runner if ranks is None else LeadRunner(runner, ranks)
         self.ranks = ranks
         self._sampler = Sampler(loaded.eos_token_ids)
-        self._scheduler = Scheduler(
+        self.prefix_cache = PrefixCache(
             groups=self.layout.groups,
             block_size=config.block_size,
             pool=self.pool,
+            model_digest=loaded.digest,
+        )
+        self._scheduler = Scheduler(
+            SequenceBlocks(
+                groups=self.layout.groups,
+                block_size=config.block_size,
+                pool=self.pool,
+                prefix_cache=self.prefix_cache,
+                max_chunk=config.max_tokens_per_step,
+            ),
             max_tokens_per_step=config.max_tokens_per_step,
             max_batch_size=config.max_batch_size,
         )
@@ -158,8 +159,10 @@ class Engine:
     # Blocks and queues, from any thread
 
     def allocate(self, seq: Sequence, num_tokens: int) -> bool:
-        """Takes all blocks that ``seq`` needs to compute ``num_tokens`` here, or none."""
+        """Takes all blocks that ``seq`` needs to compute ``num_tokens`` here, or none. What the
+        prefix cache has of it counts as computed then."""
         self._grammars.expect(seq)
+        self.prefix_cache.hash(seq)
         with self._changed:
             return self._scheduler.allocate(seq, num_tokens)
 
@@ -177,6 +180,7 @@ class Engine:
             raise InvalidRequestError(
                 f"{seq.num_tokens} tokens do not fit; accepted: up to {self.max_sequence_tokens}"
             )
+        self.prefix_cache.hash(seq)
         with self._changed:
             if seq.request.sampling.grammar is None:
                 self._enter(seq)
@@ -321,9 +325,12 @@ class Engine:
     def _advance(self, chunk: ScheduledChunk, token: SampledToken | None) -> SequenceOutput:
         seq = chunk.sequence
         self._scheduler.advance(chunk)
+        num_computed_tokens = seq.num_computed_tokens
         new_ids: tuple[int, ...] = ()
         finish_reason = logprobs = prompt_logprobs = None
         error = error_of(seq, token)
+        if error is not None:
+            self._scheduler.forget(seq)
         if token is not None and error is None:
             assert token.token_id is not None
             seq.output_token_ids.append(token.token_id)
@@ -340,7 +347,7 @@ class Engine:
             index=len(seq.output_token_ids) - len(new_ids),
             token_ids=new_ids,
             finish_reason=finish_reason,
-            num_computed_tokens=seq.num_computed_tokens,
+            num_computed_tokens=num_computed_tokens,
             error=error,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
@@ -367,16 +374,3 @@ def error_of(seq: Sequence, token: SampledToken | None) -> str | None:
     if token.token_id is None:
         return "the model's output is not a number (NaN or infinite logits)"
     return None
-
-
-def _check_limits(loaded: LoadedModel, config: EngineConfig) -> None:
-    if config.max_tokens_per_step < config.max_batch_size:
-        raise ConfigError(
-            f"max_tokens_per_step: {config.max_tokens_per_step} is less than max_batch_size "
-            f"({config.max_batch_size}), so a step could not decode the whole batch"
-        )
-    if loaded.max_positions is not None and config.max_model_len > loaded.max_positions:
-        raise ConfigError(
-            f"max_model_len: {config.max_model_len} is past the model's positions; "
-            f"accepted: up to {loaded.max_positions}"
-        )

@@ -55,6 +55,7 @@ class Runner:
     def run(self, batch: Batch, score: Score = drop_logits) -> torch.Tensor:
         """[S, V] for ``batch.sampled_rows``, good until the next run; the step's keys and values
         are in the arena then. ``score`` gets the logits of ``batch.scored_rows`` before that."""
+        self.storage.copy(batch.copies)
         self.storage.clear(batch.partial_block_ids)
         if self._decode_graphs is not None:
             logits_SV = self._decode_graphs.run(batch)

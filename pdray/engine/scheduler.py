@@ -12,10 +12,8 @@ import itertools
 from collections import deque
 from dataclasses import dataclass
 
-from pdray.engine.block_needs import first_needed_block, missing_blocks, num_blocks_of
-from pdray.engine.sequence import BlockTable, Sequence, SequenceState
-from pdray.kvcache.block_pool import BlockPool
-from pdray.kvcache.layout import KVGroup
+from pdray.engine.sequence import Sequence, SequenceState
+from pdray.engine.sequence_blocks import SequenceBlocks, Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +23,8 @@ class ScheduledChunk:
     sequence: Sequence
     start: int
     num_tokens: int
+    copies: tuple[tuple[int, int], ...] = ()
+    """Blocks whose bytes must be in others before anything is written: from, to."""
 
     @property
     def end(self) -> int:
@@ -51,7 +51,7 @@ class StepPlan:
 
 
 class Scheduler:
-    """Queues, block tables and preemption.
+    """Queues and preemption.
 
     Every running prompt holds blocks (tables and stock) for all its known tokens, so only
     decodes ask the pool for more. Where it has none, the youngest sequence is preempted, so
@@ -59,17 +59,9 @@ class Scheduler:
     """
 
     def __init__(
-        self,
-        *,
-        groups: tuple[KVGroup, ...],
-        block_size: int,
-        pool: BlockPool,
-        max_tokens_per_step: int,
-        max_batch_size: int,
+        self, blocks: SequenceBlocks, *, max_tokens_per_step: int, max_batch_size: int
     ) -> None:
-        self._groups = groups
-        self._block_size = block_size
-        self._pool = pool
+        self._blocks = blocks
         self._max_tokens_per_step = max_tokens_per_step
         self._max_batch_size = max_batch_size
         self._waiting: deque[Sequence] = deque()
@@ -97,82 +89,39 @@ class Scheduler:
         """Whether ``schedule`` would find something to compute, or to preempt."""
         if self._running or self._ready:
             return True
-        return bool(self._waiting) and self._can_start(self._waiting[0])
+        return self._find_next_start() is not None
 
     # Blocks before a sequence runs
 
     def allocate(self, seq: Sequence, num_tokens: int) -> bool:
-        """Takes all blocks that the sequence can need to compute ``num_tokens``, or none."""
-        return not self._is_pool_promised and self._allocate(seq, num_tokens)
+        """Takes all blocks that the sequence can need to compute ``num_tokens``, those that the
+        prefix cache has of it among them, or none."""
+        if self._is_pool_promised:
+            return False
+        start = self._blocks.find_start(seq, num_tokens, num_spare=0)
+        if start is None:
+            return False
+        self._blocks.take_start(seq, num_tokens, start)
+        return True
 
     def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
         """Takes all blocks for the sequence's tokens, whose KV is computed elsewhere and will be
         written here, and for ``num_margin_tokens`` more to be computed here; or none."""
-        if self._is_pool_promised:
-            return False
-        num_tokens = seq.num_tokens
-        tables = [
-            BlockTable(first_needed_block(group, num_tokens, self._block_size))
-            for group in self._groups
-        ]
-        num_blocks = [
-            num_blocks_of(num_tokens, self._block_size) - table.first_block for table in tables
-        ]
-        block_ids = self._pool.allocate(sum(num_blocks))
-        if block_ids is None:
-            return False
-        for table, count in zip(tables, num_blocks, strict=True):
-            table.block_ids = block_ids[:count]
-            del block_ids[:count]
-        target = num_tokens + num_margin_tokens
-        margin = missing_blocks(
-            self._groups,
-            tables,
-            computed=num_tokens,
-            target=target,
-            max_chunk=1,
-            block_size=self._block_size,
-        )
-        stock = self._pool.allocate(margin)
-        if stock is None:
-            for table in tables:
-                self._pool.release(table.block_ids)
-            return False
-        seq.block_tables, seq.stock, seq.allocated_tokens = tables, stock, target
-        return True
+        return not self._is_pool_promised and self._blocks.reserve(seq, num_margin_tokens)
 
     @property
     def _is_pool_promised(self) -> bool:
         """A sequence waits for blocks: newcomers must not starve it."""
-        return bool(self._waiting) and not self._can_start(self._waiting[0])
+        return bool(self._waiting) and self._find_next_start() is None
 
-    def _allocate(self, seq: Sequence, num_tokens: int) -> bool:
-        self._make_tables(seq)
-        stock = self._pool.allocate(self._num_missing(seq, num_tokens))
-        if stock is None:
-            return False
-        # Stock is used from its end: ascending ids make runs that a reader can join.
-        seq.stock += reversed(stock)
-        seq.allocated_tokens = max(seq.allocated_tokens, num_tokens)
-        return True
-
-    def _make_tables(self, seq: Sequence) -> None:
-        if not seq.block_tables:
-            seq.block_tables = [BlockTable() for _ in self._groups]
-
-    def _num_missing(self, seq: Sequence, num_tokens: int) -> int:
-        """Blocks that it must get from the pool to compute ``num_tokens``."""
-        return max(0, self._num_missing_of_tables(seq, num_tokens) - len(seq.stock))
-
-    def _num_missing_of_tables(self, seq: Sequence, num_tokens: int) -> int:
-        return missing_blocks(
-            self._groups,
-            seq.block_tables,
-            computed=seq.num_computed_tokens,
-            target=num_tokens,
-            max_chunk=1 if seq.is_decoding else self._max_tokens_per_step,
-            block_size=self._block_size,
-        )
+    def _find_next_start(self) -> Start | None:
+        """The first in the queue has its blocks, and those that run already have one more of each
+        group, or it would be preempted at once."""
+        if not self._waiting:
+            return None
+        seq = self._waiting[0]
+        num_spare = len(self._running) * self._blocks.num_groups
+        return self._blocks.find_start(seq, seq.num_tokens, num_spare=num_spare)
 
     # Queues
 
@@ -180,8 +129,10 @@ class Scheduler:
         """To those that hold their blocks and need a seat, or to those that wait for blocks."""
         assert seq.state is SequenceState.NEW, f"{seq.request_id} was added twice"
         seq.age = next(self._ages)
-        self._make_tables(seq)
-        if seq.num_computed_tokens or seq.allocated_tokens >= seq.num_tokens:
+        self._blocks.make_tables(seq)
+        if seq.num_computed_tokens:
+            self._blocks.name_arrived(seq)
+        if seq.is_decoding or seq.allocated_tokens >= seq.num_tokens:
             seq.state = SequenceState.READY
             self._ready.append(seq)
         else:
@@ -210,8 +161,11 @@ class Scheduler:
 
     def release(self, seq: Sequence) -> None:
         """All its blocks back to the pool."""
-        self._pool.release(seq.block_ids)
-        seq.drop_blocks()
+        self._blocks.release(seq)
+
+    def forget(self, seq: Sequence) -> None:
+        """Nobody may find what it computed: it is not to be trusted."""
+        self._blocks.forget(seq)
 
     # A step
 
@@ -231,6 +185,7 @@ class Scheduler:
             was_preempted = seq.state is not SequenceState.RUNNING
             if was_preempted or not seq.is_decoding:
                 continue
+            self._begin(seq)
             if self._find_room(seq):
                 chunks.append(self._take_chunk(seq, 1))
         return chunks
@@ -242,49 +197,41 @@ class Scheduler:
             seq = prompts.popleft() if prompts else self._start_next()
             if seq is None:
                 break
+            self._begin(seq)
             chunks.append(self._take_chunk(seq, min(budget, seq.num_uncomputed_tokens)))
             budget -= chunks[-1].num_tokens
         return chunks
 
     def _start_next(self) -> Sequence | None:
-        if not self._waiting or len(self._running) >= self._max_batch_size:
+        start = self._find_next_start()
+        if start is None or len(self._running) >= self._max_batch_size:
             return None
-        seq = self._waiting[0]
-        if not self._can_start(seq) or not self._allocate(seq, seq.num_tokens):
-            return None
-        self._waiting.popleft()
+        seq = self._waiting.popleft()
+        self._blocks.take_start(seq, seq.num_tokens, start)
         self._run(seq)
         return seq
-
-    def _can_start(self, seq: Sequence) -> bool:
-        """Its blocks are there, and one more of each group for those that run already, or it
-        would be preempted at once."""
-        missing = self._num_missing(seq, seq.num_tokens)
-        growth = len(self._running) * len(self._groups)
-        return missing == 0 or missing + growth <= self._pool.num_free_blocks
 
     def _run(self, seq: Sequence) -> None:
         seq.state = SequenceState.RUNNING
         bisect.insort(self._running, seq, key=lambda each: each.age)
 
+    def _begin(self, seq: Sequence) -> None:
+        if seq.num_cached_tokens is None:
+            self._blocks.begin(seq)
+
     def _take_chunk(self, seq: Sequence, num_tokens: int) -> ScheduledChunk:
-        """Moves blocks for the chunk from the sequence's stock to its tables."""
-        chunk = ScheduledChunk(seq, seq.num_computed_tokens, num_tokens)
-        end_block = num_blocks_of(chunk.end, self._block_size)
-        for table in seq.block_tables:
-            while table.end_block < end_block:
-                table.block_ids.append(seq.stock.pop())
-        return chunk
+        start = seq.num_computed_tokens
+        copies = self._blocks.fill_tables(seq, start + num_tokens)
+        return ScheduledChunk(seq, start, num_tokens, copies)
 
     def _find_room(self, seq: Sequence) -> bool:
         """Blocks for the sequence's next token, from younger ones if it must be; False where it
         was preempted itself."""
-        while (missing := self._num_missing(seq, seq.num_tokens)) > self._pool.num_free_blocks:
+        while not self._blocks.grow(seq):
             victim = self._youngest()
             self._preempt(victim)
             if victim is seq:
                 return False
-        seq.stock += self._pool.allocate(missing) or []
         return True
 
     def _youngest(self) -> Sequence:
@@ -296,8 +243,6 @@ class Scheduler:
         """Takes all its blocks; it is computed again, output included, before all others."""
         self.remove(seq)
         self.release(seq)
-        self._make_tables(seq)
-        seq.num_computed_tokens = 0
         seq.state = SequenceState.WAITING
         self._waiting.appendleft(seq)
         self._num_preemptions += 1
@@ -305,17 +250,5 @@ class Scheduler:
     # After a step
 
     def advance(self, chunk: ScheduledChunk) -> None:
-        """The chunk is computed: blocks that fell out of a window, and stock that can't be
-        needed any more, go back."""
-        seq = chunk.sequence
-        seq.num_computed_tokens = chunk.end
-        for group, table in zip(self._groups, seq.block_tables, strict=True):
-            first = first_needed_block(group, chunk.end, self._block_size)
-            num_dropped = max(0, first - table.first_block)
-            seq.stock += table.block_ids[:num_dropped]
-            del table.block_ids[:num_dropped]
-            table.first_block += num_dropped
-        num_missing = self._num_missing_of_tables(seq, seq.allocated_tokens)
-        num_surplus = max(0, len(seq.stock) - num_missing)
-        self._pool.release(seq.stock[:num_surplus])
-        del seq.stock[:num_surplus]
+        """The chunk is computed: blocks that it leaves behind go back."""
+        self._blocks.advance(chunk.sequence, chunk.end)

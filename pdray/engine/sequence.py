@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,14 +34,33 @@ class SequenceState(enum.StrEnum):
 
 @dataclass(slots=True)
 class BlockTable:
-    """Logical blocks ``first_block``, ``first_block + 1``, ... of one KV group."""
+    """Logical blocks ``first_block``, ``first_block + 1``, ... of one KV group. The first
+    ``num_shared`` were found in the prefix cache: others may hold them too."""
 
     first_block: int = 0
     block_ids: list[int] = field(default_factory=list)
+    num_shared: int = 0
 
     @property
     def end_block(self) -> int:
         return self.first_block + len(self.block_ids)
+
+    @property
+    def first_own_block(self) -> int:
+        return self.first_block + self.num_shared
+
+    @property
+    def num_own_blocks(self) -> int:
+        return len(self.block_ids) - self.num_shared
+
+    def drop_before(self, first_block: int) -> tuple[list[int], list[int]]:
+        """Takes out the blocks before ``first_block``: the shared ones, and its own."""
+        dropped = self.block_ids[: max(0, first_block - self.first_block)]
+        num_shared = min(self.num_shared, len(dropped))
+        del self.block_ids[: len(dropped)]
+        self.first_block = max(self.first_block, first_block)
+        self.num_shared -= num_shared
+        return dropped[:num_shared], dropped[num_shared:]
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False, kw_only=True)
@@ -51,6 +71,12 @@ class Sequence:
     ``allocated_tokens`` is how many tokens' KV its tables and stock are good for, so that it
     gets that far without asking the pool. A lent sequence is a prompt computed for another
     worker: it ends with its first token, and keeps its blocks until somebody releases them.
+
+    ``prefix_hashes`` has one for every 16 tokens, as far as they are computed. Of the prompt,
+    ``num_cached_tokens`` had their KV here already: None until its first chunk is scheduled.
+    Where its last token alone was left, ``copy_sources`` are the full blocks with that token,
+    one of each group, which it must copy before it writes. Others' prompts were the same as
+    this one up to ``fork_tokens``, if that is not 0, and some of the KV up to there was gone.
     """
 
     request: Request
@@ -59,8 +85,13 @@ class Sequence:
     output_token_ids: list[int]
     block_tables: list[BlockTable] = field(default_factory=list)
     stock: list[int] = field(default_factory=list)
+    copy_sources: tuple[int, ...] = ()
     num_computed_tokens: int = 0
+    num_cached_tokens: int | None = None
     allocated_tokens: int = 0
+    fork_tokens: int = 0
+    prefix_hashes: list[bytes] = field(default_factory=list)
+    is_cacheable: bool = True
     state: SequenceState = SequenceState.NEW
     age: int = 0
     is_quarantined: bool = False
@@ -115,10 +146,9 @@ class Sequence:
 
     @property
     def block_ids(self) -> list[int]:
-        """All that it holds, in tables and in stock."""
-        return [
-            block_id for table in self.block_tables for block_id in table.block_ids
-        ] + self.stock
+        """All that it holds; of each group's the last comes first."""
+        tables = (reversed(table.block_ids) for table in self.block_tables)
+        return [*itertools.chain.from_iterable(tables), *self.copy_sources, *self.stock]
 
     def add_prompt_logprobs(self, start: int, scores: list[TokenLogprobs]) -> None:
         """Of the tokens after those at positions from ``start`` on, computed for the first time
@@ -134,10 +164,12 @@ class Sequence:
 
     def drop_blocks(self) -> None:
         """It holds none any more: they have got another owner."""
-        self.block_tables, self.stock, self.allocated_tokens = [], [], 0
+        self.block_tables, self.stock, self.copy_sources = [], [], ()
+        self.allocated_tokens = self.num_computed_tokens = self.fork_tokens = 0
 
     def arrive(self, first_token_id: int) -> None:
         """Its KV was pulled, and this is the token that the other worker sampled."""
         assert self.num_computed_tokens == 0, f"{self.request_id} has computed tokens already"
         self.num_computed_tokens = self.num_tokens
+        self.num_cached_tokens = 0
         self.output_token_ids.append(first_token_id)

@@ -23,8 +23,9 @@ class TokenSource(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextDelta:
     """What came since the last one. ``text`` may be empty: characters or a possible stop string
-    are held back. ``num_tokens`` counts the stop token too, as OpenAI does. ``logprobs`` are of
-    each of these tokens, and ``text_offsets`` say where each begins in the request's text."""
+    are held back. ``num_tokens`` counts the stop token too, as OpenAI does;
+    ``num_cached_tokens`` is TokenDelta's. ``logprobs`` are of each of these tokens, and
+    ``text_offsets`` say where each begins in the request's text."""
 
     text: str
     num_tokens: int
@@ -32,6 +33,7 @@ class TextDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     text_offsets: tuple[int, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    num_cached_tokens: int | None = None
 
 
 async def stream_text(
@@ -97,6 +99,7 @@ class _Text:
             logprobs=logprobs,
             text_offsets=tuple(offsets) if logprobs else (),
             prompt_logprobs=delta.prompt_logprobs,
+            num_cached_tokens=delta.num_cached_tokens,
         )
 
     def _pieces(self, delta: TokenDelta) -> Iterator[tuple[str, int]]:

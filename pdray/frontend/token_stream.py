@@ -13,12 +13,14 @@ from pdray.core.request import FinishReason, TokenChunk
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
     """The next tokens of a request: all that came since the reader last asked. Logprobs as in
-    TokenChunk."""
+    TokenChunk. ``num_cached_tokens`` of its prompt had their KV in a prefix cache, None where
+    nobody said."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    num_cached_tokens: int | None = None
 
 
 class TokenStream:
@@ -37,6 +39,7 @@ class TokenStream:
         self._unread_logprobs: list[TokenLogprobs] = []
         self._prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
         self._finish_reason: FinishReason | None = None
+        self._num_cached_tokens: int | None = None
         self._error: PdrayError | None = None
         self._changed = asyncio.Event()
 
@@ -66,6 +69,8 @@ class TokenStream:
             self._next_index += len(ready.token_ids)
             num_new += len(ready.token_ids)
             self._finish_reason = ready.finish_reason
+            if ready.num_cached_tokens is not None:
+                self._num_cached_tokens = ready.num_cached_tokens
             if not ready.token_ids:
                 break
         if not self.is_finished and len(self._unread) > self._max_unread_tokens:
@@ -96,6 +101,7 @@ class TokenStream:
             finish_reason=self._finish_reason,
             logprobs=tuple(self._unread_logprobs) or None,
             prompt_logprobs=self._prompt_logprobs,
+            num_cached_tokens=self._num_cached_tokens,
         )
         self._unread.clear()
         self._unread_logprobs.clear()

@@ -1,27 +1,36 @@
-"""Who holds which KV block. Counts ids; knows no memory, no tokens and no sequences."""
+"""Who holds which KV block, and what unused ones are kept for. Counts ids; knows no memory, no
+tokens and no sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pdray.kvcache.prefix_index import BlockName, PrefixIndex
+
 
 class BlockPool:
-    """Block ids with their holders' references.
+    """Block ids with their holders' references, and the names of those worth finding again.
 
     ::
 
-        free --allocate--> held --release (last holder)--> free
-                            |
-                            +--quarantine--> quarantined --end_quarantine--> free
+        free --allocate--> held --release (last holder), no name--> free
+                           | ^ +--release (last holder), a name--> cached --evict--> held
+                           | +----------------retain------------------+
+                           +--quarantine--> quarantined --end_quarantine--> free or cached
 
-    A quarantined block may still be touched by a read in flight, so nobody gets it. A block
-    is in one state at a time: free + cached + held + quarantined = total.
+    A quarantined block may still be touched by a read in flight, so nobody gets it; one that
+    was only read has its name still, and may be retained. A named block is full and never
+    written again. A block is in one state at a time: free + cached + held + quarantined = total.
     """
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
+        self.num_evictions = 0
+        self.index = PrefixIndex()
         # A stack, low ids on top: a block freed last is the likeliest to be in a CPU's cache.
         self._free = list(range(num_blocks - 1, -1, -1))
+        # Least recently used first. A dict, as its keys keep the order in which they came.
+        self._cached: dict[int, None] = {}
         self._holders = [0] * num_blocks
         self._quarantines = [0] * num_blocks
         self._num_quarantined = 0
@@ -32,8 +41,13 @@ class BlockPool:
 
     @property
     def num_cached_blocks(self) -> int:
-        """Unused blocks whose content is worth keeping: none before there is a prefix cache."""
-        return 0
+        """Unused blocks whose content is worth keeping."""
+        return len(self._cached)
+
+    @property
+    def num_available_blocks(self) -> int:
+        """What ``allocate`` could give: free and cached ones."""
+        return len(self._free) + len(self._cached)
 
     @property
     def num_quarantined_blocks(self) -> int:
@@ -41,35 +55,55 @@ class BlockPool:
 
     @property
     def num_held_blocks(self) -> int:
-        return self.num_blocks - len(self._free) - self._num_quarantined
+        return self.num_blocks - self.num_available_blocks - self._num_quarantined
+
+    def count_cached(self, block_ids: Iterable[int]) -> int:
+        """How many of them are cached: ``retain`` makes them unavailable."""
+        return sum(block_id in self._cached for block_id in block_ids)
 
     def allocate(self, num_blocks: int) -> list[int] | None:
-        """All of them with one holder each, or None where too few are free."""
-        if num_blocks > len(self._free):
+        """All of them with one holder each, or None where too few are available. Free ones
+        first, then the least recently used of the cached."""
+        if num_blocks > self.num_available_blocks:
             return None
-        if num_blocks == 0:
-            return []
-        block_ids = self._free[-num_blocks:]
-        del self._free[-num_blocks:]
+        num_kept = max(0, len(self._free) - num_blocks)
+        block_ids = self._free[num_kept:]
+        del self._free[num_kept:]
         block_ids.reverse()
+        while len(block_ids) < num_blocks:
+            block_ids.append(self._evict())
         for block_id in block_ids:
             self._holders[block_id] = 1
         return block_ids
 
+    def _evict(self) -> int:
+        block_id = next(iter(self._cached))
+        del self._cached[block_id]
+        self.index.remove(block_id)
+        self.num_evictions += 1
+        return block_id
+
     def retain(self, block_ids: Iterable[int]) -> None:
-        """One more holder for each."""
+        """One more holder for each. One that nobody holds must have a name."""
         for block_id in block_ids:
-            assert self._holders[block_id] > 0, f"block {block_id} has no holder to share with"
+            if self._holders[block_id] == 0:
+                assert block_id in self.index, f"block {block_id} has no holder to share with"
+                if self._quarantines[block_id]:
+                    self._num_quarantined -= 1
+                else:
+                    del self._cached[block_id]
             self._holders[block_id] += 1
 
     def release(self, block_ids: Iterable[int]) -> None:
-        """One holder less for each; a block that nobody holds is free."""
+        """One holder less for each; of those that nobody holds any more, the named are cached,
+        and evicted in this order."""
         for block_id in block_ids:
             self._drop_holder(block_id)
-            if self._holders[block_id] == 0 and self._quarantines[block_id] == 0:
-                self._free.append(block_id)
-            elif self._holders[block_id] == 0:
-                self._num_quarantined += 1
+            if self._holders[block_id] == 0:
+                if self._quarantines[block_id]:
+                    self._num_quarantined += 1
+                else:
+                    self._make_available(block_id)
 
     def quarantine(self, block_ids: Iterable[int]) -> None:
         """As release, but nobody gets the blocks until as many ``end_quarantine`` calls."""
@@ -85,28 +119,56 @@ class BlockPool:
             self._quarantines[block_id] -= 1
             if self._quarantines[block_id] == 0 and self._holders[block_id] == 0:
                 self._num_quarantined -= 1
-                self._free.append(block_id)
+                self._make_available(block_id)
 
     def _drop_holder(self, block_id: int) -> None:
         assert self._holders[block_id] > 0, f"block {block_id} is released but nobody holds it"
         self._holders[block_id] -= 1
 
+    def _make_available(self, block_id: int) -> None:
+        if block_id in self.index:
+            self._cached[block_id] = None
+        else:
+            self._free.append(block_id)
+
+    # Names
+
+    def name(self, block_id: int, name: BlockName) -> None:
+        """The held block is full, and can be found under ``name`` from here on. Where another
+        has the name already, an unused one gives it up and is free, a used one keeps it."""
+        assert self._holders[block_id] > 0, f"block {block_id} gets a name and nobody holds it"
+        known = self.index.find(name)
+        if known is None:
+            self.index.put(block_id, name)
+        elif known in self._cached:
+            self.forget([known])
+            self.index.put(block_id, name)
+
+    def forget(self, block_ids: Iterable[int]) -> None:
+        """Nobody will find them again."""
+        for block_id in block_ids:
+            if block_id in self.index:
+                self.index.remove(block_id)
+                if block_id in self._cached:
+                    del self._cached[block_id]
+                    self._free.append(block_id)
+
     def check_integrity(self) -> None:
-        """Raises AssertionError where counts and states do not fit together."""
+        """Raises AssertionError where counts, states and names do not fit together."""
+        self.index.check_integrity()
         free = set(self._free)
         assert len(free) == len(self._free), "a block is free twice"
         num_quarantined = 0
         for block_id in range(self.num_blocks):
             holders, quarantines = self._holders[block_id], self._quarantines[block_id]
             assert min(holders, quarantines) >= 0, f"block {block_id} has negative counts"
-            is_free = holders == 0 and quarantines == 0
-            assert is_free == (block_id in free), f"block {block_id} is and is not free"
+            is_available = holders == 0 and quarantines == 0
+            has_name = block_id in self.index
+            is_free, is_cached = block_id in free, block_id in self._cached
+            assert is_free == (is_available and not has_name), f"block {block_id} is and isn't free"
+            assert is_cached == (is_available and has_name), f"block {block_id} is and isn't cached"
             num_quarantined += holders == 0 and quarantines > 0
         assert num_quarantined == self._num_quarantined, "quarantined blocks are miscounted"
-        total = (
-            self.num_free_blocks
-            + self.num_cached_blocks
-            + self.num_held_blocks
-            + self.num_quarantined_blocks
-        )
+        num_held = sum(holders > 0 for holders in self._holders)
+        total = len(free) + self.num_cached_blocks + num_held + num_quarantined
         assert total == self.num_blocks, f"{total} blocks in all states, {self.num_blocks} exist"

@@ -63,6 +63,12 @@ class KVStorage:
             ids = torch.tensor(block_ids, device=self._arena.device)
             self._blocks.index_fill_(0, ids, 0)
 
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Whole blocks, from and to. No block is both."""
+        if copies:
+            sources, targets = torch.tensor(copies, device=self._arena.device).unbind(1)
+            self._blocks[targets] = self._blocks[sources]
+
     def block(self, block_id: int) -> torch.Tensor:
         """All bytes of one block, writable, as a uint8 tensor."""
         return self._blocks[block_id].view(torch.uint8)

@@ -127,6 +127,18 @@ class FrontendMetrics:
         return exposition_text(self._registry)
 
 
+class _Total:
+    """A counter of what somebody else counts."""
+
+    def __init__(self, counter: Counter) -> None:
+        self._counter = counter
+        self._total = 0
+
+    def set(self, total: int) -> None:
+        self._counter.inc(total - self._total)
+        self._total = total
+
+
 class WorkerMetrics:
     """One worker's metrics; transfers are counted by the worker that reads."""
 
@@ -154,8 +166,25 @@ class WorkerMetrics:
         self._preemptions = Counter(
             "pdray_num_preemptions", "Running sequences put back.", names, registry=registry
         ).labels(*values)
+        self._init_prefix_cache(registry, names, values)
         self._init_engine(registry, names, values)
         self._init_transfer(registry, names, values)
+
+    def _init_prefix_cache(
+        self, registry: CollectorRegistry, names: list[str], values: tuple[str, str]
+    ) -> None:
+        def total(name: str, text: str) -> _Total:
+            return _Total(Counter(name, text, names, registry=registry).labels(*values))
+
+        self._prefix_queries = total(
+            "pdray_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."
+        )
+        self._prefix_hits = total(
+            "pdray_prefix_cache_hits", "Prompt tokens found there, so not computed."
+        )
+        self._evictions = total(
+            "pdray_prefix_cache_evicted_blocks", "Cached KV blocks given to others."
+        )
 
     def _init_engine(
         self, registry: CollectorRegistry, names: list[str], values: tuple[str, str]
@@ -211,23 +240,27 @@ class WorkerMetrics:
         self._num_running.set(num_running)
         self._num_waiting.set(num_waiting)
 
-    def set_blocks(self, *, total: int, free: int, held: int, quarantined: int) -> None:
-        """Blocks by state; those that are none of the three hold only prefix cache."""
+    def set_blocks(self, *, free: int, cached: int, held: int, quarantined: int) -> None:
+        """Blocks by state: all there are."""
+        total = free + cached + held + quarantined
         self._free.set(free)
-        self._cached.set(total - free - held - quarantined)
+        self._cached.set(cached)
         self._held.set(held)
         self._quarantined.set(quarantined)
         self._utilization.set((held + quarantined) / total)
 
     def set_snapshot(self, snapshot: WorkerSnapshot) -> None:
-        """All gauges from one snapshot."""
+        """All gauges from one snapshot, and the counters of the prefix cache."""
         self.set_queues(num_running=snapshot.num_running, num_waiting=snapshot.num_waiting)
         self.set_blocks(
-            total=snapshot.num_blocks,
             free=snapshot.num_free_blocks,
+            cached=snapshot.num_cached_blocks,
             held=snapshot.num_held_blocks,
             quarantined=snapshot.num_quarantined_blocks,
         )
+        self._prefix_queries.set(snapshot.prefix_query_tokens)
+        self._prefix_hits.set(snapshot.prefix_hit_tokens)
+        self._evictions.set(snapshot.num_evicted_blocks)
 
     def step_finished(
         self, seconds: float, *, num_prefill_tokens: int, num_decode_tokens: int

@@ -35,7 +35,6 @@ class Transcript:
     """One choice's text so far."""
 
     pieces: list[str] = field(default_factory=list)
-    num_tokens: int = 0
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     text_offsets: list[int] = field(default_factory=list)
@@ -43,7 +42,6 @@ class Transcript:
 
     def add(self, delta: TextDelta) -> None:
         self.pieces.append(delta.text)
-        self.num_tokens += delta.num_tokens
         self.finish_reason = delta.finish_reason
         self.logprobs += delta.logprobs
         self.text_offsets += delta.text_offsets

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from pdray.core.errors import InvalidRequestError, ModelNotFoundError
@@ -41,6 +41,8 @@ class Job:
     """One API call, ready to run: a request for each choice. Runs once."""
 
     requests: tuple[Request, ...]
+    num_choices: int
+    """Of each prompt: their requests stand together."""
     num_prompt_tokens: int
     stop: tuple[str, ...]
     is_stop_shown: bool
@@ -54,6 +56,26 @@ class Bundle:
 
     chunks: tuple[Chunk, ...]
     is_last: bool
+
+
+@dataclass(slots=True)
+class _Spent:
+    """What a job has used so far. A prompt's first choice says how much of it was cached: the
+    others find what that one has just computed."""
+
+    job: Job
+    num_output_tokens: int = 0
+    num_cached_tokens: dict[int, int] = field(default_factory=dict)
+
+    def add(self, index: int, delta: TextDelta) -> None:
+        self.num_output_tokens += delta.num_tokens
+        if delta.num_cached_tokens is not None and index % self.job.num_choices == 0:
+            self.num_cached_tokens[index] = delta.num_cached_tokens
+
+    @property
+    def usage(self) -> Usage:
+        num_cached = sum(self.num_cached_tokens.values())
+        return Usage.of(self.job.num_prompt_tokens, self.num_output_tokens, num_cached)
 
 
 class CompletionService:
@@ -97,6 +119,7 @@ class CompletionService:
                 prompt_token_ids=prompt,
                 output_token_ids=(),
                 sampling=sampling_params(body, choice, len(prompt), limits),
+                cache_salt=body.cache_salt,
             )
             for index, prompt in enumerate(prompts)
             for choice in range(body.n)
@@ -105,6 +128,7 @@ class CompletionService:
             check_fits_body(request, limits, body)
         return Job(
             requests=requests,
+            num_choices=body.n,
             num_prompt_tokens=sum(map(len, prompts)),
             stop=body.stop_strings,
             is_stop_shown=body.include_stop_str_in_output,
@@ -114,27 +138,26 @@ class CompletionService:
 
     async def complete(self, job: Job) -> Response:
         """The whole answer. Cancelled, it cancels its requests. Raises what the source does."""
-        transcripts = [Transcript() for _ in job.requests]
+        transcripts, spent = [Transcript() for _ in job.requests], _Spent(job)
         async with aclosing(self._read(job)) as bundles:
             async for bundle in bundles:
                 for index, delta in bundle:
                     transcripts[index].add(delta)
-        num_tokens = sum(transcript.num_tokens for transcript in transcripts)
-        return job.answer.whole(transcripts, Usage.of(job.num_prompt_tokens, num_tokens))
+                    spent.add(index, delta)
+        return job.answer.whole(transcripts, spent.usage)
 
     async def stream(self, job: Job) -> AsyncGenerator[Bundle, None]:
         """Closing it cancels the requests. Raises what the source does."""
-        num_tokens, num_open = 0, len(job.requests)
+        spent, num_open = _Spent(job), len(job.requests)
         async with aclosing(self._read(job)) as bundles:
             async for bundle in bundles:
                 chunks: list[Chunk] = []
                 for index, delta in bundle:
                     chunks += job.answer.chunks(index, delta)
-                    num_tokens += delta.num_tokens
+                    spent.add(index, delta)
                     num_open -= delta.finish_reason is not None
                 if num_open == 0 and job.has_usage_chunk:
-                    usage = Usage.of(job.num_prompt_tokens, num_tokens)
-                    chunks.append(job.answer.usage_chunk(usage))
+                    chunks.append(job.answer.usage_chunk(spent.usage))
                 if chunks:
                     yield Bundle(chunks=tuple(chunks), is_last=num_open == 0)
 

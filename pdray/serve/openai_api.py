@@ -67,6 +67,7 @@ class _GenerationBody(_Body):
     prompt_logprobs: TopCount | None = None
     include_stop_str_in_output: bool = False
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
 
     @field_validator("prompt_logprobs")
     @classmethod

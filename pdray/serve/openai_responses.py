@@ -19,17 +19,24 @@ class Sent(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode(self)
 
 
+class PromptTokensDetails(Sent, frozen=True, kw_only=True):
+    cached_tokens: int
+
+
 class Usage(Sent, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, num_prompt_tokens: int, num_output_tokens: int) -> Usage:
+    def of(cls, num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int) -> Usage:
+        """Of the prompt's tokens, ``num_cached_tokens`` were not computed for this answer."""
         return cls(
             prompt_tokens=num_prompt_tokens,
             completion_tokens=num_output_tokens,
             total_tokens=num_prompt_tokens + num_output_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=num_cached_tokens),
         )
 
 

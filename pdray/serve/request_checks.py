@@ -84,6 +84,7 @@ ACCEPTED: Mapping[str, str] = {
     "prompt_logprobs": "an integer from 0 to 20",
     "include_stop_str_in_output": "true or false",
     "seed": "an integer of 64 bits",
+    "cache_salt": "a string of 1 to 256 characters",
 }
 
 

@@ -37,15 +37,18 @@ class Outbox:
         *,
         decode_worker_id: WorkerId | None = None,
     ) -> None:
+        sequence = output.sequence
+        is_first = output.index == len(sequence.request.output_token_ids)
         chunk = TokenChunk(
-            request_id=output.sequence.request_id,
-            attempt=output.sequence.attempt,
+            request_id=sequence.request_id,
+            attempt=sequence.attempt,
             index=output.index,
             token_ids=output.token_ids,
             finish_reason=output.finish_reason,
             decode_worker_id=decode_worker_id,
             logprobs=output.logprobs,
             prompt_logprobs=output.prompt_logprobs,
+            num_cached_tokens=sequence.num_cached_tokens if is_first else None,
         )
         self._chunks.setdefault(frontend_id, []).append(chunk)
 

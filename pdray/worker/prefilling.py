@@ -67,9 +67,15 @@ class Prompt:
 
     @property
     def num_tokens(self) -> int:
-        """To be computed here: the prompt, and what earlier attempts have put behind it."""
+        """The prompt, and what earlier attempts have put behind it."""
         request = self.submission.request
         return len(request.prompt_token_ids) + len(request.output_token_ids)
+
+    @property
+    def num_uncached_tokens(self) -> int:
+        """To be computed here, for one that is queued: all of them before it has its blocks, and
+        with them what the prefix cache has of it."""
+        return self.sequence.num_uncomputed_tokens
 
     @property
     def is_queued(self) -> bool:
@@ -121,7 +127,9 @@ class Prefilling:
 
     @property
     def waiting_tokens(self) -> int:
-        return sum(prompt.num_tokens for prompt in self._prompts.values() if prompt.is_queued)
+        return sum(
+            prompt.num_uncached_tokens for prompt in self._prompts.values() if prompt.is_queued
+        )
 
     def submit(self, frontend_id: str, submission: Submission) -> None:
         """Queues a prompt; ``pump`` starts it."""
@@ -145,12 +153,14 @@ class Prefilling:
             if not self._engine.allocate(prompt.sequence, prompt.num_tokens):
                 return
             self._waiting.remove(prompt)
-            num_ahead += prompt.num_tokens
+            num_ahead += prompt.num_uncached_tokens
             self._start(prompt)
 
     def _ahead_tokens(self) -> int:
         offered = sum(
-            prompt.num_tokens for prompt in self._prompts.values() if prompt.phase is Phase.OFFERED
+            prompt.num_uncached_tokens
+            for prompt in self._prompts.values()
+            if prompt.phase is Phase.OFFERED
         )
         return offered + self._engine.prefill_backlog_tokens
 
@@ -176,6 +186,8 @@ class Prefilling:
 
     def _run(self, prompt: Prompt) -> None:
         prompt.phase = Phase.RUNNING
+        if prompt.lease_id is not None and prompt.sequence.num_computed_tokens:
+            self._publish(prompt.lease_id, prompt.sequence)
         self._engine.add(prompt.sequence)
 
     def _keep(self, prompt: Prompt) -> None:
@@ -243,19 +255,22 @@ class Prefilling:
             self._outbox.put(prompt.frontend_id, output, decode_worker_id=prompt.reader_id)
         is_over = output.finish_reason is not None
         if prompt.lease_id is not None and not is_over:
-            self._publish(prompt, output)
+            self._publish(prompt.lease_id, sequence, output)
         if is_over:
             self._end(prompt)
         elif is_done:
             prompt.phase = Phase.HANDING_OFF
 
-    def _publish(self, prompt: Prompt, output: SequenceOutput) -> None:
-        assert prompt.lease_id is not None
+    def _publish(
+        self, lease_id: str, sequence: Sequence, output: SequenceOutput | None = None
+    ) -> None:
+        """What a step has computed; without one, what was in the prefix cache."""
+        num_ready = output.num_computed_tokens if output else sequence.num_computed_tokens
         watermark = Watermark(
-            lease_id=prompt.lease_id,
-            ready_tokens=output.num_computed_tokens,
-            runs=self._engine.runs(prompt.sequence, output.num_computed_tokens),
-            first_token_id=output.token_ids[0] if output.token_ids else None,
+            lease_id=lease_id,
+            ready_tokens=num_ready,
+            runs=self._engine.runs(sequence, num_ready),
+            first_token_id=output.token_ids[0] if output and output.token_ids else None,
         )
         self._lending.publish(watermark)
 

@@ -121,6 +121,7 @@ def greedy(request_id: str, max_tokens: int) -> Request:
             stop_token_ids=(),
             ignore_eos=True,
         ),
+        cache_salt=None,
     )
 
 

@@ -11,7 +11,7 @@ from tests.engine_driver import run_until_idle, sequence_of
 
 
 def hand_off(source: Engine, target: Engine, requests: Iterable[Request]) -> list[list[int]]:
-    """Prompts computed at ``source``, all else at ``target``. Both are empty before and after."""
+    """Prompts computed at ``source``, all else at ``target``. No block is in use after it."""
     lent = {request.request_id: sequence_of(request, is_lent=True) for request in requests}
     taken = {id_: sequence_of(each.request) for id_, each in lent.items()}
     for id_, each in lent.items():
@@ -30,7 +30,7 @@ def hand_off(source: Engine, target: Engine, requests: Iterable[Request]) -> lis
         source.pool.check_integrity()
     run_until_idle(target)
     for engine in (source, target):
-        assert engine.pool.num_free_blocks == engine.pool.num_blocks
+        assert engine.pool.num_available_blocks == engine.pool.num_blocks
     return [each.output_token_ids for each in taken.values()]
 
 

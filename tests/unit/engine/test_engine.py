@@ -68,7 +68,7 @@ def last_output(engine: Engine) -> SequenceOutput:
 
 def is_empty(engine: Engine) -> bool:
     engine.pool.check_integrity()
-    return engine.pool.num_free_blocks == engine.pool.num_blocks
+    return engine.pool.num_available_blocks == engine.pool.num_blocks
 
 
 def during_step(
@@ -205,11 +205,11 @@ class TestBlocks:
         engine = make_engine(kv_cache_bytes=15 * block_bytes)
         first, second = (sequence_of(request_of(prompt_of(90))) for _ in range(2))
         assert engine.allocate(first, 90)
-        num_free = engine.pool.num_free_blocks
-        assert num_free > 0
+        num_available = engine.pool.num_available_blocks
+        assert num_available > 0
         assert not engine.allocate(second, 90)
         assert not engine.reserve(second, 10)
-        assert engine.pool.num_free_blocks == num_free
+        assert engine.pool.num_available_blocks == num_available
         engine.release(first)
         assert is_empty(engine)
 
@@ -228,12 +228,12 @@ class TestBlocks:
         engine = make_engine()
         taken = sequence_of(request_of(prompt_of(100), sampling_params(max_tokens=40)))
         assert engine.reserve(taken, 40)
-        num_free = engine.pool.num_free_blocks
+        num_available = engine.pool.num_available_blocks
         taken.arrive(5)
         engine.add(taken)
         while engine.wait_for_work(0):
             engine.step()
-            assert engine.pool.num_free_blocks >= num_free
+            assert engine.pool.num_available_blocks >= num_available
         assert is_empty(engine)
 
     def test_long_outputs_free_what_left_the_window(self, engine: Engine) -> None:

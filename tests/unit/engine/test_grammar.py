@@ -215,7 +215,7 @@ def test_one_that_is_aborted_while_its_grammar_compiles_gives_its_blocks_back(
     engine.add(sequence)
     engine.abort(sequence.request_id, sequence.attempt)
     assert engine.num_waiting == 0
-    assert engine.pool.num_free_blocks == engine.pool.num_blocks
+    assert engine.pool.num_available_blocks == engine.pool.num_blocks
     may_compile.set()
     assert generate(engine, [held_to(None, 2, max_tokens=5)]) != []
     assert sequence.output_token_ids == []
@@ -231,7 +231,7 @@ def test_a_grammar_that_no_one_checked_fails_its_request_alone(engine: Engine) -
     assert list(errors) == [bad.request_id]
     assert "unclosed group" in errors[bad.request_id]
     assert outputs[-1].finish_reason is FinishReason.STOP
-    assert engine.pool.num_free_blocks == engine.pool.num_blocks
+    assert engine.pool.num_available_blocks == engine.pool.num_blocks
 
 
 def test_a_model_without_a_tokenizer_file_says_so(tiny_model_path: Path, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def tokens(
         token_ids=token_ids,
         finish_reason=FinishReason.LENGTH if is_last else None,
         decode_worker_id=None if decode_id is None else WorkerId(decode_id),
+        num_cached_tokens=None,
     )
     return Tokens(chunks=(chunk,))
 

@@ -20,7 +20,13 @@ def logprobs_of(*token_ids: int) -> tuple[TokenLogprobs, ...]:
     )
 
 
-def chunk(index: int, *token_ids: int, attempt: int = 1, end: bool = False) -> TokenChunk:
+def chunk(
+    index: int,
+    *token_ids: int,
+    attempt: int = 1,
+    end: bool = False,
+    num_cached_tokens: int | None = None,
+) -> TokenChunk:
     return TokenChunk(
         request_id="r",
         attempt=attempt,
@@ -28,6 +34,7 @@ def chunk(index: int, *token_ids: int, attempt: int = 1, end: bool = False) -> T
         token_ids=token_ids,
         finish_reason=FinishReason.STOP if end else None,
         decode_worker_id=None,
+        num_cached_tokens=num_cached_tokens,
     )
 
 
@@ -48,7 +55,9 @@ async def test_tokens_that_wait_are_read_together() -> None:
     tokens = stream()
     tokens.push(chunk(0, 5))
     tokens.push(chunk(1, 6, 7))
-    assert await tokens.read() == TokenDelta(token_ids=(5, 6, 7), finish_reason=None)
+    assert await tokens.read() == TokenDelta(
+        token_ids=(5, 6, 7), finish_reason=None, num_cached_tokens=None
+    )
 
 
 async def test_logprobs_stay_with_their_tokens_whatever_overtakes() -> None:
@@ -147,3 +156,12 @@ async def test_a_last_chunk_without_tokens_ends_the_stream() -> None:
     tokens.push(chunk(0, 5))
     tokens.push(chunk(1, end=True))
     assert await read_all(tokens) == [5]
+
+
+async def test_what_was_cached_is_said_with_the_first_token_and_known_from_then_on() -> None:
+    tokens = stream()
+    tokens.push(chunk(1, 6))
+    tokens.push(chunk(0, 5, num_cached_tokens=32))
+    assert (await tokens.read()).num_cached_tokens == 32
+    tokens.push(chunk(2, 7, end=True))
+    assert (await tokens.read()).num_cached_tokens == 32

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdray.core.request import WorkerId
@@ -63,22 +65,29 @@ def test_a_request_that_ended_badly_has_no_latency() -> None:
     assert value(samples, "pdray_e2e_request_latency_seconds_count", replica="r0") == 0
 
 
+def snapshot(**changes: int) -> WorkerSnapshot:
+    known = WorkerSnapshot(
+        worker_id=WorkerId("w1"),
+        state=WorkerState.READY,
+        taken_at=1.0,
+        num_waiting=2,
+        num_running=3,
+        prefill_backlog_tokens=0,
+        num_blocks=100,
+        num_free_blocks=50,
+        num_cached_blocks=15,
+        num_held_blocks=30,
+        num_quarantined_blocks=5,
+        prefix_query_tokens=0,
+        prefix_hit_tokens=0,
+        num_evicted_blocks=0,
+    )
+    return replace(known, **changes)
+
+
 def test_a_snapshot_sets_every_gauge_and_the_block_states_add_up() -> None:
     metrics = WorkerMetrics("w1", "decode")
-    metrics.set_snapshot(
-        WorkerSnapshot(
-            worker_id=WorkerId("w1"),
-            state=WorkerState.READY,
-            taken_at=1.0,
-            num_waiting=2,
-            num_running=3,
-            prefill_backlog_tokens=0,
-            num_blocks=100,
-            num_free_blocks=50,
-            num_held_blocks=30,
-            num_quarantined_blocks=5,
-        )
-    )
+    metrics.set_snapshot(snapshot())
     samples = parse(metrics.text())
     states = {
         state: value(samples, "pdray_kv_blocks", worker_id="w1", pool="decode", state=state)
@@ -88,6 +97,18 @@ def test_a_snapshot_sets_every_gauge_and_the_block_states_add_up() -> None:
     assert value(samples, "pdray_kv_utilization", worker_id="w1", pool="decode") == 0.35
     assert value(samples, "pdray_num_requests_running", worker_id="w1", pool="decode") == 3
     assert value(samples, "pdray_num_requests_waiting", worker_id="w1", pool="decode") == 2
+
+
+def test_the_prefix_caches_counts_are_the_newest_snapshots() -> None:
+    metrics = WorkerMetrics("w1", "prefill")
+    for turn in (1, 2, 2, 5):
+        counts = {"prefix_query_tokens": 100, "prefix_hit_tokens": 64, "num_evicted_blocks": 3}
+        metrics.set_snapshot(snapshot(**{name: turn * each for name, each in counts.items()}))
+        samples = parse(metrics.text())
+        labels = {"worker_id": "w1", "pool": "prefill"}
+        assert value(samples, "pdray_prefix_cache_queries_total", **labels) == turn * 100
+        assert value(samples, "pdray_prefix_cache_hits_total", **labels) == turn * 64
+        assert value(samples, "pdray_prefix_cache_evicted_blocks_total", **labels) == turn * 3
 
 
 def test_only_hidden_reads_count_as_hidden() -> None:

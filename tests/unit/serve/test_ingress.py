@@ -50,7 +50,12 @@ async def test_a_completion(open_api: OpenApi) -> None:
         "object": "text_completion",
         "model": MODEL,
         "choices": [{"index": 0, "text": "abc", "logprobs": None, "finish_reason": "length"}],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 3,
+            "total_tokens": 6,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
     }
 
 
@@ -78,6 +83,7 @@ async def test_a_chat(open_api: OpenApi) -> None:
             "prompt_tokens": num_prompt,
             "completion_tokens": 3,
             "total_tokens": num_prompt + 3,
+            "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
 
@@ -117,6 +123,7 @@ async def test_the_chunks_of_a_chat_with_usage(open_api: OpenApi) -> None:
         "prompt_tokens": num_prompt,
         "completion_tokens": 3,
         "total_tokens": num_prompt + 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 

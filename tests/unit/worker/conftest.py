@@ -43,7 +43,7 @@ class Scene:
     def is_empty(self) -> bool:
         pool = self.worker.engine.pool
         pool.check_integrity()
-        return pool.num_free_blocks == pool.num_blocks
+        return pool.num_available_blocks == pool.num_blocks
 
     @property
     def num_quarantined(self) -> int:
