@@ -62,7 +62,8 @@ def make_prompts(case: Case, seed: int) -> list[list[int]]:
     length = case.tokens
     if case.phase == "decode":
         length -= NUM_WARMUP_STEPS + NUM_DECODE_STEPS // 2
-    rng = random.Random(seed)
+    # No case repeats another's tokens, which would be hits in a prefix cache.
+    rng = random.Random(f"{case.name}, {seed}")
     return [[rng.randrange(3, VOCAB_SIZE) for _ in range(length)] for _ in range(case.batch)]
 
 
