@@ -35,8 +35,9 @@ class IncrementalDetokenizer(Protocol):
 class DetokenizerFactory:
     """Makes detokenizers for one vocabulary; what it looked up serves them all."""
 
-    def __init__(self, tokenizer: RustTokenizer) -> None:
+    def __init__(self, tokenizer: RustTokenizer, *, shows_special: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._shows_special = shows_special
         added = tokenizer.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         decoder = json.loads(tokenizer.to_str())["decoder"]
@@ -54,11 +55,12 @@ class DetokenizerFactory:
         return ByteDetokenizer(self) if self._is_byte_level else WindowDetokenizer(self)
 
     def decode(self, token_ids: list[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        skips_special = not self._shows_special
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=skips_special))
 
     def is_visible(self, token_id: int) -> bool:
         """False for special tokens, and for ids past the vocabulary that padding leaves."""
-        if token_id in self._special_ids:
+        if token_id in self._special_ids and not self._shows_special:
             return False
         return self._tokenizer.id_to_token(token_id) is not None
 

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pdray.core.errors import InvalidRequestError, UnsupportedModelError
+from pdray.frontend.chat_template import ChatTemplate
 from pdray.frontend.detokenizer import DetokenizerFactory, IncrementalDetokenizer
+from pdray.frontend.response_parser import ResponseTemplateParser
+from pdray.frontend.tool_calls import AnswerParser, ToolCallParser
+from pdray.frontend.tool_syntax import ToolSyntax
 from pdray.gguf_parsing import parsed_once
 
 logger = logging.getLogger(__name__)
 
 LONG_TEXT_CHARS = 4096
 """Texts from here on are encoded in a thread: they would hold up every stream's tokens."""
-
-DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message.role | capitalize }}: {{ message.content }}\n"
-    "{% endfor %}Assistant:"
-)
 
 
 def _read(path: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
@@ -67,35 +66,75 @@ class Tokenizer:
         self.vocab_size: int = config.get_text_config().vocab_size
         """The model's: no token from here on has an embedding, though a tokenizer may have it."""
         self._detokenizers = DetokenizerFactory(self._backend)
-        self._chat_template: str | None = None
-        if self._tokenizer.chat_template is None:
+        self._template = ChatTemplate(self._tokenizer)
+        if self._template.is_plain:
             logger.warning("%s has no chat template: chats use pdray's plain one", path)
-            self._chat_template = DEFAULT_CHAT_TEMPLATE
 
     async def encode(self, text: str) -> list[int]:
         """The text's tokens, with the special ones that the model wants around a text."""
         return await self._encode(text, add_special_tokens=True)
 
-    async def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The tokens of a chat (``role`` and ``content``) up to where the answer begins.
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] = (),
+    ) -> str:
+        """A chat as text, up to where the answer begins. Tools are in OpenAI's shape.
 
         Raises InvalidRequestError where the model's template refuses the messages.
         """
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self._chat_template,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except TemplateError as error:
-            raise InvalidRequestError(
-                f"messages: the model's chat template does not take these: {error}",
-                param="messages",
-            ) from error
-        assert isinstance(text, str)
+        return self._template.render(messages, tools)
+
+    async def encode_chat(self, text: str) -> list[int]:
+        """The tokens of a rendered chat."""
         # A template of the model's own spells the special tokens out.
-        return await self._encode(text, add_special_tokens=self._chat_template is not None)
+        return await self._encode(text, add_special_tokens=self._template.is_plain)
+
+    async def chat(self, messages: Sequence[Mapping[str, object]]) -> list[int]:
+        """Both, for a chat without tools."""
+        return await self.encode_chat(self.render_chat(messages))
+
+    @property
+    def has_response_template(self) -> bool:
+        return getattr(self._tokenizer, "response_template", None) is not None
+
+    @property
+    def tool_syntax(self) -> ToolSyntax | None:
+        """How the model writes tool calls as JSON; None where it does not, or we cannot tell."""
+        return self._template.tool_syntax
+
+    def token_of(self, text: str) -> int | None:
+        """The one token that the text is, if it is one."""
+        return self._backend.token_to_id(text)
+
+    def answer_parsers(
+        self, prompt: str, tools: Sequence[Mapping[str, object]]
+    ) -> Callable[[], AnswerParser]:
+        """Makes parsers of answers to a rendered chat with these tools.
+
+        Raises InvalidRequestError where the model's calls cannot be read.
+        """
+        if self.has_response_template:
+            definitions: list[Any] = [dict(tool) for tool in tools]
+            return lambda: ResponseTemplateParser(
+                self._tokenizer.get_response_parser(prefix=prompt, tools=definitions)
+            )
+        syntax = self.tool_syntax
+        if syntax is None:
+            raise InvalidRequestError(
+                "tools: this model's chat template writes tool calls in a way that is not known "
+                "here, and its tokenizer has no response template; accepted: no tools",
+                param="tools",
+            )
+        names = [name_of(tool) for tool in tools]
+        return lambda: ToolCallParser(syntax, names)
+
+    def with_special_tokens(self) -> Tokenizer:
+        """The same tokenizer, whose texts show special tokens by their names: a response
+        template's marks are such tokens."""
+        shown = copy.copy(self)
+        shown._detokenizers = DetokenizerFactory(self._backend, shows_special=True)
+        return shown
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the tokens, special ones left out."""
@@ -117,3 +156,9 @@ class Tokenizer:
         if len(text) < LONG_TEXT_CHARS:
             return encode()
         return await asyncio.to_thread(encode)
+
+
+def name_of(tool: Mapping[str, object]) -> str:
+    function = tool["function"]
+    assert isinstance(function, Mapping)
+    return str(function["name"])

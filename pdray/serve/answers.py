@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +11,8 @@ from msgspec import UNSET, UnsetType
 from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason
 from pdray.frontend.text_stream import TextDelta
+from pdray.frontend.tool_calls import AnswerParser
+from pdray.serve.called_tools import ToolCallChoice, whole_message
 from pdray.serve.logprobs import LogprobsWriter
 from pdray.serve.openai_responses import (
     ChatChoice,
@@ -172,22 +174,22 @@ class TextAnswer:
 
 
 class ChatAnswer:
-    def __init__(self, heading: Heading, writers: LogprobsWriters) -> None:
+    """With a parser its texts may have tool calls in them."""
+
+    def __init__(
+        self,
+        heading: Heading,
+        writers: LogprobsWriters,
+        make_parser: Callable[[], AnswerParser] | None,
+    ) -> None:
         self._heading = heading
         self._writers = writers
-        self._opened: set[int] = set()
+        self._make_parser = make_parser
+        self._choices: dict[int, ToolCallChoice | None] = {}
 
     def whole(self, transcripts: Sequence[Transcript], usage: Usage) -> ChatCompletion:
         heading = self._heading
-        choices = tuple(
-            ChatChoice(
-                index=index,
-                message=Message(content=each.text),
-                logprobs=self._logprobs(each),
-                finish_reason=each.finish_reason,
-            )
-            for index, each in enumerate(transcripts)
-        )
+        choices = tuple(self._choice(index, each) for index, each in enumerate(transcripts))
         return ChatCompletion(
             id=heading.id,
             created=heading.created,
@@ -199,15 +201,37 @@ class ChatAnswer:
 
     def chunks(self, index: int, delta: TextDelta) -> list[Chunk]:
         chunks: list[Chunk] = []
-        if index not in self._opened:
-            self._opened.add(index)
+        if index not in self._choices:
+            self._choices[index] = self._make_parser and ToolCallChoice(self._make_parser())
             chunks.append(self._chunk(index, Delta(role="assistant", content="")))
-        if delta.text or delta.logprobs:
-            logprobs = self._logprobs(delta)
-            chunks.append(self._chunk(index, Delta(content=delta.text), logprobs=logprobs))
-        if delta.finish_reason is not None:
-            chunks.append(self._chunk(index, Delta(), delta.finish_reason))
+        choice, finish_reason = self._choices[index], delta.finish_reason
+        deltas = [Delta(content=delta.text)] if delta.text else []
+        if choice is not None:
+            deltas = choice.deltas(delta)
+        logprobs = self._logprobs(delta)
+        if delta.logprobs and not deltas:
+            deltas = [Delta(content="")]
+        for each in deltas:
+            chunks.append(self._chunk(index, each, logprobs=logprobs))
+            logprobs = None
+        if finish_reason is not None:
+            reason = finish_reason if choice is None else choice.finish_reason(finish_reason)
+            chunks.append(self._chunk(index, Delta(), reason))
         return chunks
+
+    def _choice(self, index: int, transcript: Transcript) -> ChatChoice:
+        message = Message(content=transcript.text)
+        reason: str | None = transcript.finish_reason
+        if self._make_parser is not None:
+            message, reason = whole_message(
+                transcript.text, transcript.finish_reason, self._make_parser
+            )
+        return ChatChoice(
+            index=index,
+            message=message,
+            logprobs=self._logprobs(transcript),
+            finish_reason=reason,
+        )
 
     def usage_chunk(self, usage: Usage) -> ChatChunk:
         return self._with_choices((), usage)
@@ -220,7 +244,7 @@ class ChatAnswer:
         self,
         index: int,
         delta: Delta,
-        finish_reason: FinishReason | None = None,
+        finish_reason: str | None = None,
         logprobs: ChatLogprobs | None = None,
     ) -> ChatChunk:
         choice = ChatChunkChoice(

@@ -6,9 +6,9 @@ Several prompts and n choices of each are requests that run together.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from pdray.core.errors import InvalidRequestError, ModelNotFoundError
@@ -30,6 +30,7 @@ from pdray.serve.choices import read_together
 from pdray.serve.logprobs import LogprobsWriter
 from pdray.serve.openai_api import ChatBody, CompletionBody, GenerationBody
 from pdray.serve.openai_responses import Chunk, Response, Usage
+from pdray.serve.prompting import Prompting, prompt_of
 from pdray.serve.sampling import check_bias, sampling_params
 
 MAX_CHOICES = 256
@@ -46,6 +47,7 @@ class Job:
     num_prompt_tokens: int
     stop: tuple[str, ...]
     is_stop_shown: bool
+    tokenizer: Tokenizer
     answer: Answer
     has_usage_chunk: bool
 
@@ -102,7 +104,8 @@ class CompletionService:
                 param="model",
                 code="model_not_found",
             )
-        prompts = await self._prompts(body)
+        prompting = await prompt_of(body, self._tokenizer)
+        prompts = prompting.prompts
         self._check_token_ids(prompts, "messages" if isinstance(body, ChatBody) else "prompt")
         check_bias(body, self._tokenizer.vocab_size)
         if len(prompts) * body.n > MAX_CHOICES:
@@ -118,7 +121,9 @@ class CompletionService:
                 request_id=f"{job_id}-{index * body.n + choice}",
                 prompt_token_ids=prompt,
                 output_token_ids=(),
-                sampling=sampling_params(body, choice, len(prompt), limits),
+                sampling=replace(
+                    sampling_params(body, choice, len(prompt), limits), grammar=prompting.grammar
+                ),
                 cache_salt=body.cache_salt,
             )
             for index, prompt in enumerate(prompts)
@@ -132,7 +137,8 @@ class CompletionService:
             num_prompt_tokens=sum(map(len, prompts)),
             stop=body.stop_strings,
             is_stop_shown=body.include_stop_str_in_output,
-            answer=self._answer(body, job_id, prompts),
+            tokenizer=prompting.tokenizer,
+            answer=self._answer(body, job_id, prompting),
             has_usage_chunk=body.has_usage_chunk,
         )
 
@@ -166,7 +172,7 @@ class CompletionService:
             [
                 stream_text(
                     self._source,
-                    self._tokenizer,
+                    job.tokenizer,
                     request,
                     job.stop,
                     is_stop_shown=job.is_stop_shown,
@@ -175,16 +181,7 @@ class CompletionService:
             ]
         )
 
-    async def _prompts(self, body: GenerationBody) -> list[tuple[int, ...]]:
-        if isinstance(body, ChatBody):
-            messages = [message.as_template_takes_it() for message in body.messages]
-            return [tuple(await self._tokenizer.chat(messages))]
-        return [
-            tuple(await self._tokenizer.encode(each) if isinstance(each, str) else each)
-            for each in body.prompts
-        ]
-
-    def _check_token_ids(self, prompts: list[tuple[int, ...]], param: str) -> None:
+    def _check_token_ids(self, prompts: Sequence[tuple[int, ...]], param: str) -> None:
         """Raises InvalidRequestError for a token that the model cannot look up."""
         largest = max(max(prompt, default=0) for prompt in prompts)
         if largest >= self._tokenizer.vocab_size:
@@ -194,7 +191,7 @@ class CompletionService:
                 param=param,
             )
 
-    def _answer(self, body: GenerationBody, job_id: str, prompts: list[tuple[int, ...]]) -> Answer:
+    def _answer(self, body: GenerationBody, job_id: str, prompting: Prompting) -> Answer:
         heading = Heading(
             id=job_id,
             created=int(time.time()),
@@ -206,13 +203,15 @@ class CompletionService:
             prompt=self._logprobs_writer(body.prompt_logprobs),
         )
         if isinstance(body, ChatBody):
-            return ChatAnswer(heading, writers)
-        return TextAnswer(heading, self._echoes(body, prompts), writers)
+            return ChatAnswer(heading, writers, prompting.make_parser)
+        return TextAnswer(heading, self._echoes(body, prompting.prompts), writers)
 
     def _logprobs_writer(self, num_top: int | None) -> LogprobsWriter | None:
         return None if num_top is None else LogprobsWriter(self._tokenizer, num_top)
 
-    def _echoes(self, body: CompletionBody, prompts: list[tuple[int, ...]]) -> list[Echo | None]:
+    def _echoes(
+        self, body: CompletionBody, prompts: Sequence[tuple[int, ...]]
+    ) -> list[Echo | None]:
         echoes = [
             Echo(given if isinstance(given, str) else self._tokenizer.decode(token_ids), token_ids)
             for given, token_ids in zip(body.prompts, prompts, strict=True)

@@ -15,8 +15,10 @@ from pydantic import (
     model_validator,
 )
 
-from pdray.core.errors import InvalidRequestError
-from pdray.serve.request_checks import parse_body, shown
+from pdray.serve.chat_messages import ChatMessage, refuse_unsupported_turns
+from pdray.serve.output_format import ResponseFormat, StructuredOutputs
+from pdray.serve.request_checks import parse_body
+from pdray.serve.tools import ToolChoice, Tools
 
 TokenId = Annotated[int, Field(ge=0)]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -68,6 +70,8 @@ class _GenerationBody(_Body):
     include_stop_str_in_output: bool = False
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @field_validator("prompt_logprobs")
     @classmethod
@@ -132,32 +136,15 @@ class CompletionBody(_GenerationBody):
         return [item for item in self.prompt if not isinstance(item, int)]
 
 
-class TextPart(_Body):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Body):
-    """One turn. Clients send back what they got, so an answer's empty fields are taken."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-    def as_template_takes_it(self) -> dict[str, str]:
-        content = self.content
-        if not isinstance(content, str):
-            content = "\n".join(part.text for part in content)
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content}
-
-
 class ChatBody(_GenerationBody):
     """The body of /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: Tools = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+
     logprobs: bool = False
     top_logprobs: TopCount = 0
 
@@ -176,6 +163,10 @@ class ChatBody(_GenerationBody):
     def num_prompt_logprobs(self) -> int | None:
         return self.prompt_logprobs
 
+    @property
+    def offers_tools(self) -> bool:
+        return bool(self.tools) and self.tool_choice != "none"
+
 
 GenerationBody = CompletionBody | ChatBody
 
@@ -190,29 +181,3 @@ def parse_chat(data: object) -> ChatBody:
     if isinstance(data, Mapping):
         refuse_unsupported_turns(data.get("messages"))
     return parse_body(ChatBody, data)
-
-
-def refuse_unsupported_turns(messages: object) -> None:
-    """Says of tools, images and the like that they are not supported, rather than malformed."""
-    for index, message in enumerate(messages if isinstance(messages, list) else ()):
-        if not isinstance(message, Mapping):
-            continue
-        where = f"messages[{index}]"
-        if message.get("role") in ("tool", "function"):
-            raise unsupported(f"{where}.role", message["role"])
-        for name in ("tool_calls", "function_call", "tool_call_id", "audio", "prefix"):
-            if message.get(name):
-                raise unsupported(f"{where}.{name}", message[name])
-        content = message.get("content")
-        for part in content if isinstance(content, list) else ():
-            if isinstance(part, Mapping) and part.get("type", "text") != "text":
-                raise unsupported(f"{where}.content.type", part["type"])
-
-
-def unsupported(where: str, value: object) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{where} = {shown(value)} is not supported in this version; accepted: text content of "
-        "the roles system, developer, user and assistant",
-        param="messages",
-        code="unsupported_parameter",
-    )

@@ -84,10 +84,29 @@ class Completion(Sent, frozen=True, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
 
 
+class CalledFunction(Sent, frozen=True, kw_only=True):
+    """In a chunk: the name first and once, then pieces of the arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCall(Sent, frozen=True, kw_only=True):
+    """``index`` is a chunk's; later ones of a call have that and arguments alone."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: CalledFunction
+
+
 class Message(Sent, frozen=True, kw_only=True):
+    """``content`` is null where there are calls and no text."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: tuple[ToolCall, ...] | UnsetType = UNSET
 
 
 class TopLogprob(Sent, frozen=True, kw_only=True):
@@ -125,6 +144,7 @@ class ChatCompletion(Sent, frozen=True, kw_only=True):
 class Delta(Sent, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: tuple[ToolCall, ...] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Sent, frozen=True, kw_only=True):

@@ -25,7 +25,6 @@ IGNORED = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "parallel_tool_calls",
     }
 )
 """Fields that clients send and that change nothing about the answer here."""
@@ -39,7 +38,6 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -54,12 +52,18 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 }
 """Parameters that this version lacks, with the values that ask for nothing."""
 
+RENAMED: Mapping[str, str] = {
+    f"guided_{kind}": f"structured_outputs: {{{kind}: ...}}"
+    for kind in ("json", "regex", "choice", "grammar")
+}
+"""What vLLM took before structured_outputs."""
+
 ACCEPTED: Mapping[str, str] = {
     "model": "a string",
     "prompt": "a string, a list of strings, a list of token ids, or a list of lists of token ids, "
     "none of them empty",
     "messages": "a list of at least one {role, content}; roles: system, developer, user, "
-    "assistant; content: a string or parts of type text",
+    "assistant, tool; content: a string or parts of type text",
     "max_tokens": "an integer from 1",
     "max_completion_tokens": "an integer from 1",
     "n": "an integer from 1 to 128",
@@ -85,6 +89,13 @@ ACCEPTED: Mapping[str, str] = {
     "include_stop_str_in_output": "true or false",
     "seed": "an integer of 64 bits",
     "cache_salt": "a string of 1 to 256 characters",
+    "response_format": "{type: text}, {type: json_object}, or {type: json_schema, json_schema: "
+    "{name, schema}}",
+    "structured_outputs": "an object with one of json, json_object, regex, choice, grammar",
+    "tools": "a list of up to 128 {type: function, function: {name, description, parameters}}, "
+    "names of letters, digits, '_', '.' and '-'",
+    "tool_choice": "none, auto, required, or {type: function, function: {name}}",
+    "parallel_tool_calls": "true or false",
 }
 
 
@@ -109,6 +120,12 @@ def parse_body(kind: type[Body], data: object) -> Body:
 
 def refuse_unsupported(name: str, value: object) -> None:
     """Returns only for a known parameter at a value that asks for nothing."""
+    if name in RENAMED:
+        raise InvalidRequestError(
+            f"{name} is not taken here; accepted: {RENAMED[name]}",
+            param=name,
+            code="unsupported_parameter",
+        )
     if name not in NEUTRAL:
         raise InvalidRequestError(
             f"{name} is no parameter that this server knows; leave it out",

@@ -10,7 +10,8 @@ import pytest
 from pdray.core.errors import InvalidRequestError, WorkerLostError
 from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason, Request, SamplingParams
-from pdray.frontend.text import DEFAULT_CHAT_TEMPLATE, Tokenizer
+from pdray.frontend.chat_template import DEFAULT_CHAT_TEMPLATE
+from pdray.frontend.text import Tokenizer
 from pdray.frontend.text_stream import TextDelta, stream_text
 from tests.scripted_source import Script, ScriptedSource, delta, spelled
 from tests.tiny_model import BOS_TOKEN_ID, EOS_TOKEN_ID

@@ -93,14 +93,14 @@ async def test_the_openai_client_raises_what_the_server_says(
             await client.completions.create(model=MODEL, prompt="Hi", stream=True)
         with pytest.raises(openai.NotFoundError, match="other"):
             await client.completions.create(model="other", prompt="Hi")
-        with pytest.raises(openai.BadRequestError, match="tools") as unsupported:
+        with pytest.raises(openai.BadRequestError, match="modalities") as unsupported:
             await client.chat.completions.create(
                 model=MODEL,
                 messages=MESSAGES,
-                tools=[{"type": "function", "function": {"name": "f"}}],
+                modalities=["text", "audio"],
             )
     assert full.value.response.headers["retry-after"] == "7"
-    assert unsupported.value.param == "tools"
+    assert unsupported.value.param == "modalities"
 
 
 async def test_the_openai_client_sees_an_error_in_a_stream(

@@ -7,9 +7,11 @@ import math
 import pytest
 
 from pdray.core.errors import InvalidRequestError
+from pdray.serve.chat_messages import turns_of
 from pdray.serve.openai_api import ChatBody, CompletionBody, parse_chat, parse_completion
 
 USER = {"role": "user", "content": "Hi"}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def completion(**fields: object) -> CompletionBody:
@@ -152,9 +154,6 @@ def test_parameters_that_ask_for_nothing_are_taken(field: str, value: object) ->
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
         ("modalities", ["audio"]),
         ("best_of", 3),
         ("suffix", "end"),
@@ -222,7 +221,7 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
             {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
         ]
     )
-    assert [message.as_template_takes_it() for message in body.messages] == [
+    assert turns_of(body.messages) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "a\nb"},
         {"role": "assistant", "content": "c"},
@@ -232,13 +231,12 @@ def test_text_parts_are_joined_and_developer_is_system() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        {"role": "tool", "content": "x", "tool_call_id": "1"},
+        {"role": "function", "content": "x", "name": "f"},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
         {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]},
-        {"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]},
     ],
 )
-def test_tools_and_images_are_not_supported_rather_than_malformed(message: object) -> None:
+def test_functions_and_images_are_not_supported_rather_than_malformed(message: object) -> None:
     with pytest.raises(InvalidRequestError, match="not supported in this version") as caught:
         chat(messages=[USER, message])
     assert caught.value.param == "messages"
@@ -247,9 +245,20 @@ def test_tools_and_images_are_not_supported_rather_than_malformed(message: objec
 
 @pytest.mark.parametrize(
     "messages",
-    [[], "Hi", [{"role": "user"}], [{"content": "x"}], [{"role": "king", "content": "x"}], [3]],
+    [
+        [],
+        "Hi",
+        [{"role": "user"}],
+        [{"content": "x"}],
+        [{"role": "king", "content": "x"}],
+        [3],
+        [{"role": "assistant", "content": None}],
+        [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}],
+        [{"role": "user", "content": "x", "tool_calls": [CALL]}],
+        [{"role": "tool", "content": "x"}],
+    ],
 )
 def test_malformed_messages_are_refused(messages: object) -> None:
-    with pytest.raises(InvalidRequestError, match=r"messages = .*accepted: ") as caught:
+    with pytest.raises(InvalidRequestError, match=r"messages.*accepted: ") as caught:
         chat(messages=messages)
     assert caught.value.param == "messages"
