@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pdray.engine.fusion.triton import add_norms, gated_activation, norm_and_rotate, rms_norm
+from pdray.engine.fusion.base import Activation, Heads, Norm
+from pdray.engine.fusion.triton import TritonKernels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-6
+KERNELS = TritonKernels()
 
 
 def tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -32,14 +34,14 @@ def reference_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(1, 64), (5, 640), (3, 1000), (2, 4096), (0, 64)])
 def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
     x, weight = tensor(*shape, dtype=dtype), tensor(shape[1], seed=1)
-    out = rms_norm(x, weight, EPS)
+    out = KERNELS.rms_norm(x, Norm(weight, EPS))
     assert out.dtype == dtype
     assert_rounded_once(out, reference_norm(x, weight))
 
 
 def test_rms_norm_of_rows_with_a_stride() -> None:
     x, weight = tensor(4, 96)[:, 16:80], tensor(64, seed=1)
-    assert_rounded_once(rms_norm(x, weight, EPS), reference_norm(x, weight))
+    assert_rounded_once(KERNELS.rms_norm(x, Norm(weight, EPS)), reference_norm(x, weight))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -52,11 +54,11 @@ def test_add_norms(
     branch, residual = tensor(*shape, dtype=dtype), tensor(*shape, dtype=dtype, seed=1)
     branch_weight, weight = tensor(shape[1], seed=2), tensor(shape[1], seed=3)
     normed = reference_norm(branch, branch_weight) if has_branch_norm else branch.float()
-    total, out = add_norms(
+    total, out = KERNELS.add_norms(
         branch,
-        (branch_weight, EPS) if has_branch_norm else None,
+        Norm(branch_weight, EPS) if has_branch_norm else None,
         residual,
-        (weight, EPS) if has_norm else None,
+        Norm(weight, EPS) if has_norm else None,
     )
     # The branch is rounded once, and the sum once more.
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 2**-5, torch.float16: 2**-8}[dtype]
@@ -68,10 +70,12 @@ def test_add_norms(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 96), (7, 1024), (2, 3001), (0, 32)])
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
+@pytest.mark.parametrize("activation", list(Activation))
 # A far negative gate: the sigmoid of it is 1 / infinity.
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
-def test_gated_activation(activation: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_gated_activation(
+    activation: Activation, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     num_tokens, size = shape
     gate_up = 3 * tensor(num_tokens, 2 * size, dtype=dtype)
     gate, up = gate_up.float().chunk(2, dim=-1)
@@ -80,8 +84,8 @@ def test_gated_activation(activation: str, shape: tuple[int, int], dtype: torch.
         "silu": lambda: functional.silu(gate),
         "gelu_tanh": lambda: functional.gelu(gate, approximate="tanh"),
         "gelu": lambda: functional.gelu(gate),
-    }[activation]()
-    assert_rounded_once(gated_activation(gate_up, activation), activated * up)
+    }[activation.name.lower()]()
+    assert_rounded_once(KERNELS.gated_activation(gate_up, activation), activated * up)
 
 
 def cos_and_sin(num_tokens: int, size: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -100,39 +104,38 @@ def reference_rotary(x_THR: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) 
 
 
 # tokens, query heads, KV heads, head dim, rotated dims
-HEADS = [(1, 4, 2, 16, 16), (6, 5, 1, 96, 96), (3, 32, 8, 128, 128), (4, 8, 2, 80, 32)]
+SHAPES = [(1, 4, 2, 16, 16), (6, 5, 1, 96, 96), (3, 32, 8, 128, 128), (4, 8, 2, 80, 32)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("heads", [*HEADS, (0, 4, 2, 16, 16)], ids=str)
-def test_rotary_in_the_fused_projections_memory(
-    heads: tuple[int, int, int, int, int], dtype: torch.dtype
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 4, 2, 16, 16)], ids=str)
+@pytest.mark.parametrize("has_norms", [(False, False), (True, True), (True, False)], ids=str)
+def test_norm_and_rotate_in_the_fused_projections_memory(
+    has_norms: tuple[bool, bool], shape: tuple[int, int, int, int, int], dtype: torch.dtype
 ) -> None:
-    num_tokens, num_heads, num_kv_heads, head_dim, size = heads
-    qkv = tensor(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
-    query, key, value = qkv.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    num_tokens, num_heads, num_kv_heads, head_dim, size = shape
+    norms = [
+        Norm(tensor(head_dim, seed=2 + number), EPS) if has_norm else None
+        for number, has_norm in enumerate(has_norms)
+    ]
+    heads = Heads(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        v_head_dim=head_dim // 2,
+        q_norm=norms[0],
+        k_norm=norms[1],
+    )
+    qkv = tensor(num_tokens, heads.q_columns + heads.k_columns + heads.v_columns, dtype=dtype)
+    query, key, value = heads.split(qkv)
     before = value.clone()
     cos, sin = cos_and_sin(num_tokens, size, dtype)
-    expected = [reference_rotary(each, cos, sin) for each in (query, key)]
-    norm_and_rotate(query, key, cos, sin)
+    expected = []
+    for each, norm in zip((query, key), norms, strict=True):
+        rows = each.transpose(0, 1)
+        normed = rows if norm is None else reference_norm(rows, norm.weight)
+        expected.append(reference_rotary(normed, cos, sin).transpose(0, 1))
+    KERNELS.norm_and_rotate(qkv, heads, cos, sin)
     for each, turned in zip((query, key), expected, strict=True):
         assert_rounded_once(each, turned)
     assert torch.equal(value, before)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_norm_and_rotary_in_one(heads: tuple[int, int, int, int, int], dtype: torch.dtype) -> None:
-    num_tokens, num_heads, num_kv_heads, head_dim, size = heads
-    query = tensor(num_tokens, num_heads, head_dim, dtype=dtype)
-    # Another order in memory than the query's.
-    key = tensor(num_kv_heads, num_tokens, head_dim, dtype=dtype, seed=1).transpose(0, 1)
-    weights = tensor(head_dim, seed=2), tensor(head_dim, seed=3)
-    cos, sin = cos_and_sin(num_tokens, size, dtype)
-    expected = [
-        reference_rotary(reference_norm(each, weight), cos, sin)
-        for each, weight in zip((query, key), weights, strict=True)
-    ]
-    norm_and_rotate(query, key, cos, sin, (weights[0], EPS), (weights[1], EPS))
-    for each, turned in zip((query, key), expected, strict=True):
-        assert_rounded_once(each, turned)
