@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN, MAX_STEP_TOKENS
+from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN
 from pdray.core.request import Request, SamplingParams
 from pdray.engine.config import EngineConfig
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import StepOutput
 from pdray.engine.sequence import Sequence
+
+MAX_STEP_TOKENS = 1024
+"""Longer steps are no faster here: the matrix kernels are busy, and memory is used up sooner."""
 
 
 class PdrayPeer:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 def find_kernels(device: torch.device, dtype: torch.dtype) -> FusedKernels | None:
     """None where a device has none for the dtype: transformers' own modules run then."""
+    if device.type == "cuda":
+        from pdray.engine.fusion.triton import TritonKernels
+
+        return TritonKernels()
     if device.type != "cpu":
         return None
     from pdray.engine import openmp
