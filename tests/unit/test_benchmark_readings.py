@@ -105,7 +105,10 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_ne
 def test_marked_processes_are_found_after_their_parent_has_gone() -> None:
     mark = uuid.uuid4().hex
     subprocess.run([sys.executable, "-c", SPAWN_ORPHAN], env={**os.environ, MARK: mark}, check=True)
-    (orphan,) = marked_processes(mark)
+    # It is there, but may not have its own environment yet.
+    while not (orphans := marked_processes(mark)):
+        pass
+    (orphan,) = orphans
     os.kill(orphan.pid, 9)
     while marked_processes(mark):
         pass
