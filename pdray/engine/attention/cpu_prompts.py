@@ -13,7 +13,7 @@ import torch
 
 from pdray.engine.attention import cpu_kernels
 from pdray.engine.attention.base import AttentionParams, GroupBatch
-from pdray.engine.attention.prompts import PromptRows, gather_context, plan_prompts
+from pdray.engine.attention.prompts import PromptRows, context_of, plan_prompts
 from pdray.engine.openmp import compile_body, float_bits, launch
 from pdray.kvcache.storage import LayerCache
 
@@ -44,11 +44,7 @@ class TiledPrompts:
         """Fills the prompts' rows of ``out_TNH``; their keys are in the cache already."""
         for prompt in self._prompts:
             rows = slice(prompt.start, prompt.end)
-            if prompt.query_start == 0:
-                # The whole context is in this step: no need to read it back.
-                key_KCH, value_KCH = key_KTH[:, rows], value_KTH[:, rows]
-            else:
-                key_KCH, value_KCH = gather_context(cache, prompt)
+            key_KCH, value_KCH = context_of(prompt, cache, key_KTH, value_KTH)
             group = query_NTH.shape[0] // key_KCH.shape[0]
             for kv_head in range(key_KCH.shape[0]):
                 heads = slice(kv_head * group, (kv_head + 1) * group)
@@ -73,6 +69,8 @@ class TiledPrompts:
         out_TGH: torch.Tensor,
     ) -> None:
         group, num_queries, head_dim = query_GTH.shape
+        # Held here while a kernel reads it by its address.
+        sinks = None if params.sinks_N is None else params.sinks_N[heads].float()
         for start, end in self._tiles(num_queries, group * len(key_CH)):
             query_position = prompt.query_start + start
             first_key = prompt.first_position
@@ -95,7 +93,7 @@ class TiledPrompts:
                     self._window or 0,
                     float_bits(params.scaling),
                     float_bits(params.softcap or 0.0),
-                    0 if params.sinks_N is None else params.sinks_N[heads].float().data_ptr(),
+                    0 if sinks is None else sinks.data_ptr(),
                 ),
             )
             out = _product(scores, value.t())

@@ -54,11 +54,7 @@ class PromptAttention:
         """Fills the prompts' rows of ``out_TNH``; their keys are in the cache already."""
         for prompt in self._prompts:
             rows = slice(prompt.start, prompt.end)
-            if prompt.query_start == 0:
-                # The whole context is in this step: no need to read it back.
-                key_KCH, value_KCH = key_KTH[:, rows], value_KTH[:, rows]
-            else:
-                key_KCH, value_KCH = gather_context(cache, prompt)
+            key_KCH, value_KCH = context_of(prompt, cache, key_KTH, value_KTH)
             out_NRH = self._attend_prompt(query_NTH[:, rows], key_KCH, value_KCH, prompt, params)
             out_TNH[rows] = out_NRH.transpose(0, 1)
 
@@ -142,7 +138,18 @@ def plan_prompts(batch: GroupBatch, device: torch.device) -> list[PromptRows]:
     return plans
 
 
-def gather_context(cache: LayerCache, prompt: PromptRows) -> tuple[torch.Tensor, torch.Tensor]:
+def context_of(
+    prompt: PromptRows, cache: LayerCache, key_KTH: torch.Tensor, value_KTH: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys and values that the prompt's queries see, given those of this step."""
+    if prompt.query_start == 0:
+        # The whole context is in this step: no need to read it back.
+        rows = slice(prompt.start, prompt.end)
+        return key_KTH[:, rows], value_KTH[:, rows]
+    return _gather_context(cache, prompt)
+
+
+def _gather_context(cache: LayerCache, prompt: PromptRows) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [K, C, H] from the first visible position to the chunk's end."""
     num_keys = prompt.query_start + prompt.end - prompt.start - prompt.first_position
     context = slice(prompt.block_offset, prompt.block_offset + num_keys)
