@@ -11,6 +11,7 @@ def make_info(
     worker_id: str,
     role: Role,
     *,
+    dtype: str = "float32",
     layout_digest: str = "layout",
     max_batch_size: int = 4,
     max_model_len: int = 4096,
@@ -24,6 +25,7 @@ def make_info(
         address=WorkerAddress(
             worker_id=WorkerId(worker_id), host="127.0.0.1", port=1, link_key=b"key"
         ),
+        dtype=dtype,
         layout_digest=layout_digest,
         num_blocks=100,
         max_batch_size=max_batch_size,

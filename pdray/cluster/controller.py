@@ -162,6 +162,7 @@ class ControllerActor:
             num_in_flight=self._control.num_in_flight,
             max_in_flight=self._control.max_in_flight,
             limits=self._control.limits(),
+            layout_mismatch=self._control.layout_mismatch(),
         )
 
     async def claim(self) -> Claim:
@@ -187,6 +188,8 @@ class ControllerActor:
     def worker_joined(self, info: WorkerInfo) -> None:
         logger.info("worker joined: worker_id=%s", info.worker_id)
         self._control.worker_joined(info, self._clock.now())
+        if mismatch := self._control.layout_mismatch():
+            logger.error("%s", mismatch)
         self._deliver()
 
     def worker_draining(self, worker_id: WorkerId) -> None:

@@ -37,8 +37,8 @@ _GONE_TIMEOUT_S = 60.0
 def up(config: PdrayConfig, progress: Callable[[str], None] | None = None) -> None:
     """Makes the controller and waits until every pool is ready; ray must be initialised.
 
-    Raises UnavailableError with the reason where a worker can't be started, or when
-    ``serve.startup_timeout_s`` is over. A frontend must follow within
+    Raises UnavailableError with the reason where a worker can't be started or is unlike
+    the others, or when ``serve.startup_timeout_s`` is over. A frontend must follow within
     ``controller.unused_exit_s``, or the application ends itself: see ``in_use``.
     """
     asyncio.run(_bring_up(config, progress or (lambda text: None)))
@@ -77,11 +77,10 @@ async def _bring_up(config: PdrayConfig, progress: Callable[[str], None]) -> Non
     told = ""
     while True:
         status = await _hold(config, claimed_at)
+        if status is not None and status.hopeless is not None:
+            raise UnavailableError(status.hopeless)
         if status is not None and status.is_ready:
             return
-        if status is not None and (worker := status.hopeless) is not None:
-            where = f"worker {worker.index} of pool {worker.pool}"
-            raise UnavailableError(f"{where} does not start: {worker.last_failure}")
         missing = "the controller" if status is None else status.missing
         if clock.now() > deadline:
             timeout_s = config.serve.startup_timeout_s

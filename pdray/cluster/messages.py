@@ -87,6 +87,7 @@ class ControllerStatus:
     num_in_flight: int
     max_in_flight: int
     limits: ServingLimits | None
+    layout_mismatch: str | None
 
     @property
     def is_ready(self) -> bool:
@@ -105,6 +106,11 @@ class ControllerStatus:
         return ", ".join(lines)
 
     @property
-    def hopeless(self) -> WorkerStatus | None:
-        """A place that no worker can be started in, if there is one."""
-        return next((worker for worker in self.workers if worker.is_hopeless), None)
+    def hopeless(self) -> str | None:
+        """Why waiting cannot help: no worker can be started in some place, or those that were
+        cannot work together. None where it can."""
+        for worker in self.workers:
+            if worker.is_hopeless:
+                place = f"worker {worker.index} of pool {worker.pool}"
+                return f"{place} does not start: {worker.last_failure}"
+        return self.layout_mismatch

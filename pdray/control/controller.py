@@ -24,6 +24,7 @@ from pdray.policy.placement.base import PlacementPolicy
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
+from .layout_mismatch import layout_mismatch
 from .router import Router
 
 
@@ -156,6 +157,10 @@ class ControlPlane:
     def limits(self) -> ServingLimits | None:
         """None while there is no worker for one of the roles."""
         return self._fleet.limits()
+
+    def layout_mismatch(self) -> str | None:
+        """Why some workers can never work together; None where all can."""
+        return layout_mismatch(worker.info for worker in self._fleet.workers())
 
     @property
     def num_queued(self) -> int:

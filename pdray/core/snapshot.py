@@ -43,6 +43,7 @@ class WorkerInfo:
     node_group: str
     role: Role
     address: WorkerAddress
+    dtype: str
     layout_digest: str
     num_blocks: int
     max_batch_size: int

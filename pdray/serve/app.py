@@ -109,19 +109,29 @@ class Ingress:
     async def _missing(self) -> str | None:
         """Why no request can be placed now: not whether every worker is there."""
         try:
+            return await self._missing_yet()
+        except UnavailableError as error:
+            return str(error)
+
+    async def _missing_yet(self) -> str | None:
+        """What may still come; raises UnavailableError where waiting does not help."""
+        try:
             status = await asyncio.wait_for(self._controller.status(), STATUS_TIMEOUT_S)
         except TimeoutError:
             return f"the controller has not answered for {STATUS_TIMEOUT_S:g} s"
-        except UnavailableError as error:
-            return str(error)
-        return None if status.limits is not None else status.missing
+        if status.limits is not None:
+            return None
+        if status.layout_mismatch is not None:
+            raise UnavailableError(status.layout_mismatch)
+        return status.missing
 
     async def _wait_for_workers(self) -> None:
+        """Raises UnavailableError."""
         timeout_s = self._config.serve.startup_timeout_s
         clock = WallClock()
         deadline = clock.now() + timeout_s
         said = None
-        while (missing := await self._missing()) is not None:
+        while (missing := await self._missing_yet()) is not None:
             if missing != said:
                 logger.info("waiting for %s", missing)
                 said = missing

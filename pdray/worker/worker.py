@@ -140,6 +140,7 @@ class Worker:
                 port=self._server.port,
                 link_key=self._link_key,
             ),
+            dtype=self.engine.layout.dtype,
             layout_digest=self.engine.layout.layout_digest,
             num_blocks=self.engine.pool.num_blocks,
             max_batch_size=engine.max_batch_size,

@@ -25,7 +25,7 @@ STARTING = replace(
 )
 
 
-def status_of(*workers: WorkerStatus) -> ControllerStatus:
+def status_of(*workers: WorkerStatus, layout_mismatch: str | None = None) -> ControllerStatus:
     return ControllerStatus(
         application="app",
         generation="g",
@@ -36,6 +36,7 @@ def status_of(*workers: WorkerStatus) -> ControllerStatus:
         num_in_flight=5,
         max_in_flight=8,
         limits=None,
+        layout_mismatch=layout_mismatch,
     )
 
 
@@ -53,7 +54,13 @@ def test_what_is_missing_says_which_worker_and_why() -> None:
 def test_a_hopeless_place_is_found() -> None:
     hopeless = replace(STARTING, is_hopeless=True)
     assert status_of(READY, STARTING).hopeless is None
-    assert status_of(READY, hopeless).hopeless is hopeless
+    assert status_of(READY, hopeless).hopeless == (
+        "worker 1 of pool decode does not start: no memory"
+    )
+
+
+def test_workers_that_cannot_work_together_are_hopeless_though_all_are_ready() -> None:
+    assert status_of(READY, READY, layout_mismatch="unlike").hopeless == "unlike"
 
 
 def test_the_controllers_gauges_are_a_valid_exposition() -> None:
