@@ -10,6 +10,7 @@ from typing import get_args
 from pydantic import BaseModel, ValidationError
 
 from pdray.core.errors import ConfigError
+from pdray.core.out_of_scope import out_of_scope
 
 _MAX_VALUE_CHARS = 80
 _OWN_WORDS = {
@@ -95,7 +96,10 @@ def choice(value: str, known: Iterable[str]) -> str | None:
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
-    hint = _did_you_mean(key.rpartition(".")[2], known)
+    name = key.rpartition(".")[2]
+    if reason := out_of_scope(name):
+        return f"{key}: {reason}"
+    hint = _did_you_mean(name, known)
     return f"{key}: unknown key; {hint}known keys: {', '.join(known)}"
 
 

@@ -11,13 +11,14 @@ from pdray import __version__
 from pdray.cli import batch, serve
 from pdray.cli.serve import EXIT_ERROR
 from pdray.core.errors import PdrayError
+from pdray.core.out_of_scope import out_of_scope
 
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the process's exit code."""
-    args = parser().parse_args(argv)
+    args = parse(argv)
     try:
         code: int = args.run(args)
     except PdrayError as error:
@@ -26,6 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return code
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """As argparse does, which ends the process where an option cannot be; of those that are left
+    out on purpose it says so."""
+    top = parser()
+    args, unknown = top.parse_known_args(argv)
+    for word in unknown:
+        if reason := out_of_scope(word.partition("=")[0]):
+            top.error(f"{word}: {reason}")
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def parser() -> argparse.ArgumentParser:

@@ -100,9 +100,9 @@ def refuse_unsupported_turns(messages: object) -> None:
             if message.get(name):
                 raise unsupported(f"{where}.{name}", message[name])
         content = message.get("content")
-        for part in content if isinstance(content, list) else ():
+        for number, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, Mapping) and part.get("type", "text") != "text":
-                raise unsupported(f"{where}.content.type", part["type"])
+                raise unsupported(f"{where}.content[{number}].type", part["type"])
 
 
 def unsupported(where: str, value: object) -> InvalidRequestError:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pdray.core.errors import InvalidRequestError
+from pdray.core.out_of_scope import out_of_scope
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -127,6 +128,8 @@ def refuse_unsupported(name: str, value: object) -> None:
             code="unsupported_parameter",
         )
     if name not in NEUTRAL:
+        if reason := out_of_scope(name):
+            raise InvalidRequestError(f"{name}: {reason}", param=name, code="unsupported_parameter")
         raise InvalidRequestError(
             f"{name} is no parameter that this server knows; leave it out",
             param=name,

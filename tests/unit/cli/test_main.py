@@ -42,6 +42,27 @@ def test_a_bad_config_is_one_line_and_exit_code_1(
     assert "pols: unknown key; did you mean pools?" in captured.err
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--enable-lora", "LoRA adapters are not supported"),
+        ("--lora-modules=a=b", "LoRA adapters are not supported"),
+        ("--speculative-config", "speculative decoding is not supported"),
+        ("--limit-mm-per-prompt", "multimodal input is not supported"),
+        ("--frobnicate", "unrecognized arguments: --frobnicate"),
+    ],
+)
+def test_options_that_are_not_known_are_refused(
+    option: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", DEMO, option])
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert option in captured.err
+
+
 def test_a_missing_config_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "nowhere.yaml"]) == 1
     assert "nowhere.yaml: cannot be read" in capsys.readouterr().err

@@ -243,6 +243,32 @@ def test_functions_and_images_are_not_supported_rather_than_malformed(message: o
     assert "messages[1]" in str(caught.value)
 
 
+def test_an_image_is_named_by_its_place_in_the_message() -> None:
+    parts = [{"type": "text", "text": "See:"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(messages=[USER, {"role": "user", "content": parts}])
+    assert "messages[1].content[1].type = 'image_url' is not supported" in str(caught.value)
+    assert "accepted: text" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("lora_request", "LoRA adapters are not supported"),
+        ("speculative_config", "speculative decoding is not supported"),
+        ("draft_model", "speculative decoding is not supported"),
+        ("mm_processor_kwargs", "multimodal input is not supported"),
+        ("frobnicate", "frobnicate is no parameter that this server knows"),
+    ],
+)
+def test_fields_of_what_is_left_out_on_purpose_say_so(field: str, words: str) -> None:
+    for take in (completion, chat):
+        with pytest.raises(InvalidRequestError, match=words) as caught:
+            take(**{field: {"a": 1}})
+        assert caught.value.param == field
+        assert field in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "messages",
     [
