@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pdray.core.errors import ConfigError
 from pdray.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ ATTENTION: Registry[Callable[[str, str], AttentionBackend]] = Registry("attentio
 @ATTENTION.register("auto")
 def _auto(device: str, dtype: str) -> AttentionBackend:
     name = "sdpa"
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and _has_triton():
         name = "triton"
     elif device == "cpu" and dtype in ("float32", "bfloat16"):
         from pdray.engine import openmp
@@ -42,6 +44,15 @@ def _cpu(device: str, dtype: str) -> AttentionBackend:
 
 @ATTENTION.register("triton")
 def _triton(device: str, dtype: str) -> AttentionBackend:
+    if not _has_triton():
+        raise ConfigError(
+            "attention_backend = 'triton': the package triton is not installed; accepted: 'sdpa', "
+            "'auto', or installing pdray[gpu]"
+        )
     from pdray.engine.attention.triton import TritonBackend
 
     return TritonBackend(device, dtype)
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

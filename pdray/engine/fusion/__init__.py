@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,8 +12,11 @@ if TYPE_CHECKING:
 
 
 def find_kernels(device: torch.device, dtype: torch.dtype) -> FusedKernels | None:
-    """None where a device has none for the dtype: transformers' own modules run then."""
+    """None where a device has none for the dtype, or Triton is not installed: transformers' own
+    modules run then."""
     if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return None
         from pdray.engine.fusion.triton import TritonKernels
 
         return TritonKernels()

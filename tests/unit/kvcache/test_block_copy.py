@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
 
-from pdray.kvcache.block_copy import block_copier
+from pdray.kvcache.block_copy import TorchCopier, block_copier
 from pdray.kvcache.storage import TORCH_DTYPES
 
 NUM_BLOCKS = 12
@@ -43,3 +44,8 @@ def test_copies_within_the_arena() -> None:
     expected[[1, 5]] = arena[[9, 2]]
     COPIER.copy(arena, torch.tensor([9, 2]), torch.tensor([1, 5]))
     assert torch.equal(arena, expected)
+
+
+def test_without_cupy_a_gpu_moves_blocks_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as where it is not installed
+    assert isinstance(block_copier(torch.device("cuda")), TorchCopier)
