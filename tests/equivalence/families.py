@@ -13,9 +13,11 @@ from transformers import (
     DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4MoeConfig,
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -61,6 +63,29 @@ def _mistral() -> PreTrainedConfig:
 
 def _qwen3_moe() -> PreTrainedConfig:
     return Qwen3MoeConfig(num_hidden_layers=2, head_dim=16, num_experts=4, **_MOE, **_SIZES)
+
+
+def _mixtral() -> PreTrainedConfig:
+    return MixtralConfig(
+        num_hidden_layers=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=WINDOW,
+        **_SIZES,
+    )
+
+
+def _glm4_moe() -> PreTrainedConfig:
+    # Rotary on a half of each head, normed queries and keys, a shared expert.
+    return Glm4MoeConfig(
+        num_hidden_layers=2,
+        head_dim=16,
+        n_routed_experts=4,
+        first_k_dense_replace=1,
+        use_qk_norm=True,
+        **_MOE,
+        **_SIZES,
+    )
 
 
 def _gpt_oss() -> PreTrainedConfig:
@@ -142,6 +167,8 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3": _qwen3,
     "mistral_sliding": _mistral,
     "qwen3_moe": _qwen3_moe,
+    "mixtral_sliding_moe": _mixtral,
+    "glm4_moe_partial_rotary": _glm4_moe,
     "gpt_oss_sinks": _gpt_oss,
     "gemma3_groups": _gemma3,
     "gemma2_softcap": _gemma2,
