@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -157,6 +158,42 @@ async def test_200_requests_a_third_of_them_cancelled_leave_no_block_held(demo: 
     assert held == in_flight_now == 0
     assert demo.metric(r'pdray_requests_total\{outcome="failed".*\}') == 0
     assert demo.metric(r'pdray_requests_total\{outcome="cancelled".*\}') > 0
+
+
+async def test_the_second_turn_of_a_conversation_computes_only_what_is_new(
+    demo: Demo, demo_model_path: Path
+) -> None:
+    turns: list[Any] = [{"role": "user", "content": prompt_of(120, 77)}]
+    first = await answer_of(demo, turns)
+    assert cached_tokens(first) == 0
+    turns += [
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "And then?"},
+    ]
+    second = await answer_of(demo, turns)
+    assert first.usage.prompt_tokens > cached_tokens(second) >= first.usage.prompt_tokens // 2
+    cold = await answer_of(demo, turns, cache_salt="another tenant")
+    assert cached_tokens(cold) == 0
+    tokenizer, reference = Tokenizer(demo_model_path), Reference(demo_model_path)
+    expected = reference.generate(await tokenizer.chat(turns), NUM_OUTPUT_TOKENS)
+    for answer in (second, cold):
+        assert_same_text(answer.choices[0].message.content, expected, tokenizer)
+
+
+async def answer_of(demo: Demo, turns: list[Any], **ours: object) -> Any:
+    return await demo.client.chat.completions.create(
+        model=MODEL,
+        messages=turns,
+        max_tokens=NUM_OUTPUT_TOKENS,
+        temperature=0,
+        extra_body={"ignore_eos": True, **ours},
+        timeout=600,
+    )
+
+
+def cached_tokens(answer: Any) -> int:
+    count: int = answer.usage.prompt_tokens_details.cached_tokens
+    return count
 
 
 async def test_one_scrape_shows_the_ingress_and_both_workers(demo: Demo) -> None:

@@ -31,6 +31,12 @@ SHORT = {
     "required": ["at"],
     "additionalProperties": False,
 } | COMPACT
+DISTANCE = {
+    "type": "object",
+    "properties": {"far": FAR},
+    "required": ["far"],
+    "additionalProperties": False,
+} | COMPACT
 LOOK = {"type": "function", "function": {"name": "look", "parameters": SHORT}}
 GO = {"type": "function", "function": {"name": "go", "description": "Goes."}}
 MESSAGES: list[Any] = [{"role": "user", "content": "Hi"}]
@@ -127,6 +133,36 @@ async def test_required_calls_are_calls(
             assert arguments == {}
         streamed = await streamed_call(await create(client, seed, stream=True, **fields))
         assert streamed == (call.function.name, call.function.arguments)
+
+
+async def test_with_auto_an_answer_is_calls_or_follows_the_schema(
+    client: openai.AsyncOpenAI,
+) -> None:
+    schema = {"type": "json_schema", "json_schema": {"name": "far", "schema": DISTANCE}}
+    fields = {
+        "response_format": schema,
+        "tools": [LOOK],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+    }
+    kinds = set()
+    for seed in range(12):
+        answer = (await create(client, seed, **fields)).choices[0]
+        kinds.add(answer.finish_reason)
+        if answer.finish_reason == "tool_calls":
+            (call,) = answer.message.tool_calls
+            assert answer.message.content is None
+            jsonschema.validate(json.loads(call.function.arguments), SHORT)
+            streamed = await streamed_call(await create(client, seed, stream=True, **fields))
+            assert streamed == (call.function.name, call.function.arguments)
+        else:
+            assert answer.message.tool_calls is None
+            jsonschema.validate(json.loads(answer.message.content), DISTANCE)
+            stream = await create(client, seed, stream=True, **fields)
+            deltas = [chunk.choices[0].delta async for chunk in stream]
+            assert "".join(delta.content or "" for delta in deltas) == answer.message.content
+            assert not any(delta.tool_calls for delta in deltas)
+    assert kinds == {"tool_calls", "stop"}
 
 
 async def streamed_call(stream: Any) -> tuple[str, str]:
