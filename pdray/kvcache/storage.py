@@ -1,6 +1,6 @@
 """The KV arena: one tensor of equal blocks, and each layer's view of its keys and values.
 
-Tensor suffixes: B blocks, K KV heads, P block size, H head dim.
+Tensor suffixes: B blocks, C blocks that are copied, K KV heads, P block size, H head dim.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pdray.kvcache.block_copy import block_copier
 from pdray.kvcache.layout import KVGroup, KVLayout
 
 TORCH_DTYPES = {
@@ -32,7 +33,8 @@ class LayerCache:
 class KVStorage:
     """Owns the arena for as long as the worker lives. Zero at first; on the host it starts at a
     page and takes memory only where it was written. Past the ``num_blocks`` there is one more
-    block, for what is computed and never read."""
+    block, for what is computed and never read. On a device, what is asked for is done in the order
+    of the current stream, and not waited for."""
 
     def __init__(self, layout: KVLayout, num_blocks: int, device: str) -> None:
         self.layout = layout
@@ -41,6 +43,7 @@ class KVStorage:
         num_bytes = (num_blocks + 1) * self.block_bytes
         self._arena = _allocate(num_bytes, torch.device(device)).view(TORCH_DTYPES[layout.dtype])
         self._blocks = self._arena.view(num_blocks + 1, -1)
+        self._copier = block_copier(self._arena.device)
         self.layers = self._layer_views()
 
     @property
@@ -60,14 +63,18 @@ class KVStorage:
     def clear(self, block_ids: Sequence[int]) -> None:
         """Zeroes whole blocks."""
         if block_ids:
-            ids = torch.tensor(block_ids, device=self._arena.device)
-            self._blocks.index_fill_(0, ids, 0)
+            self._blocks.index_fill_(0, self._upload(block_ids), 0)
 
     def copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Whole blocks, from and to. No block is both."""
+        """Whole blocks, from and to. No block is both, or copied to twice."""
         if copies:
-            sources, targets = torch.tensor(copies, device=self._arena.device).unbind(1)
-            self._blocks[targets] = self._blocks[sources]
+            from_C, to_C = self._upload(list(zip(*copies, strict=True)))
+            self._copier.copy(self._blocks, from_C, to_C)
+
+    def _upload(self, block_ids: Sequence[object]) -> torch.Tensor:
+        # From other memory than pinned, the device's work so far would be waited for.
+        ids = torch.tensor(block_ids, dtype=torch.int64, pin_memory=self._arena.is_cuda)
+        return ids.to(self._arena.device, non_blocking=True)
 
     def block(self, block_id: int) -> torch.Tensor:
         """All bytes of one block, writable, as a uint8 tensor."""

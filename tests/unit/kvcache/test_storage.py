@@ -60,6 +60,30 @@ def test_a_block_can_be_cleared() -> None:
     assert [bool(storage.block(block_id).any()) for block_id in range(5)] == [1, 0, 1, 1, 0]
 
 
+def test_copies_carry_every_layer_of_every_group_and_touch_no_other_block() -> None:
+    storage = storage_of(9)
+    for block_id in range(9):
+        block = storage.block(block_id).view(torch.float32)
+        block.copy_(torch.randn(block.shape))
+    views = [view for layer in storage.layers for view in (layer.k_BKPH, layer.v_BKPH)]
+    before = [view.clone() for view in views]
+    # In no order, neighbours among them, one source twice.
+    copies = [(6, 0), (2, 8), (5, 4), (2, 3)]
+    storage.copy(copies)
+    from_C, to_C = torch.tensor(copies).unbind(1)
+    for view, expected in zip(views, before, strict=True):
+        expected[to_C] = expected[from_C]
+        assert torch.equal(view, expected)
+
+
+def test_no_copies_and_nothing_to_clear_change_nothing() -> None:
+    storage = storage_of()
+    storage.block(2).fill_(1)
+    storage.copy([])
+    storage.clear([])
+    assert [bool(storage.block(block_id).any()) for block_id in range(5)] == [0, 0, 1, 0, 0]
+
+
 def test_the_scratch_block_lies_past_all_others() -> None:
     storage = storage_of(3)
     assert storage.scratch_block_id == 3
