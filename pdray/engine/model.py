@@ -177,7 +177,12 @@ def _probe(model: PreTrainedModel) -> tuple[ProbedLayer, ...]:
     tokens = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=model.device)
     positions = torch.arange(PROBE_TOKENS, device=model.device)[None]
     with torch.inference_mode(), serving(probe):
-        model(input_ids=tokens, position_ids=positions, use_cache=False)
+        model(
+            input_ids=tokens,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=positions[0, -1:],
+        )
     model.set_attn_implementation(ROUTE_NAME)
     num_layers = model.config.get_text_config().num_hidden_layers
     if len(probe.layers) != num_layers:
