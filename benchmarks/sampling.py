@@ -11,10 +11,13 @@ import statistics
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.machine import cpu_name
 from pdray.core.request import Request, SamplingParams
+from pdray.engine.grammar import GrammarState
 from pdray.engine.sampling.sampler import Sampler
 from pdray.engine.sequence import Sequence
 
@@ -38,6 +41,11 @@ CASES: dict[str, dict[str, float]] = {
     "top_p 0.95, penalties": {"top_p": 0.95, **PENALTIES},
     "greedy, logprobs 5": {"temperature": 0.0, "logprobs": 5},
 }
+GRAMMARS = {
+    "one token in a thousand": 0.001,
+    "all but one in a hundred": 0.99,
+}
+"""As in the structure of JSON, and as in its strings: the share of tokens that may come."""
 NUM_PROMPT_TOKENS = 1000
 NUM_OUTPUT_TOKENS = 300
 NUM_WARM_UP = 2
@@ -59,8 +67,17 @@ def main() -> None:
     logits_SV = random_logits(args.batch_size, args.vocab_size).to(args.device)
     for name, changes in CASES.items():
         sampling = replace(NEUTRAL, **changes)  # type: ignore[arg-type]
-        seconds = time_of_step(logits_SV, sampling, args.steps)
-        print(f"{name:24} {seconds * 1e3:8.2f} ms")
+        report(name, time_of_step(logits_SV, sampling, args.steps))
+    for temperature in (0.0, 1.0):
+        sampling = replace(NEUTRAL, temperature=temperature)
+        for name, share in GRAMMARS.items():
+            masks_SW = random_masks(args.batch_size, args.vocab_size, share)
+            seconds = time_of_step(logits_SV, sampling, args.steps, masks_SW)
+            report(f"temperature {temperature:g}, {name}", seconds)
+
+
+def report(name: str, seconds: float) -> None:
+    print(f"{name:42} {seconds * 1e3:8.2f} ms")
 
 
 def random_logits(num_rows: int, vocab_size: int) -> torch.Tensor:
@@ -71,14 +88,27 @@ def random_logits(num_rows: int, vocab_size: int) -> torch.Tensor:
     return logits_SV.scatter_add_(1, likely, gains)
 
 
-def time_of_step(logits_SV: torch.Tensor, sampling: SamplingParams, num_steps: int) -> float:
-    """Median seconds from logits on the device to tokens in Python."""
+def random_masks(num_rows: int, vocab_size: int, share: float) -> NDArray[np.int32]:
+    """A bit for each token, set with that probability."""
+    bits = np.random.default_rng(0).random((num_rows, -(-vocab_size // 32) * 32)) < share
+    return np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+
+
+def time_of_step(
+    logits_SV: torch.Tensor,
+    sampling: SamplingParams,
+    num_steps: int,
+    masks_SW: NDArray[np.int32] | None = None,
+) -> float:
+    """Median seconds from logits on the device, and masks that are there, to tokens in Python."""
     rng = random.Random(0)
     vocab_size = logits_SV.shape[1]
     sequences = [
         sequence_of(rng, vocab_size, replace(sampling, seed=i)) for i in range(len(logits_SV))
     ]
-    sampler = Sampler([1])
+    for sequence, mask in zip(sequences, () if masks_SW is None else masks_SW, strict=False):
+        sequence.grammar_state = GrammarState(mask=mask)
+    sampler = Sampler([1], logits_SV.device.type)
     times: list[float] = []
     for _ in range(NUM_WARM_UP + num_steps):
         logits = logits_SV.clone()

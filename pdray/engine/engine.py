@@ -64,7 +64,7 @@ class Engine:
         self.storage = runner.storage
         self._runner = runner if ranks is None else LeadRunner(runner, ranks)
         self.ranks = ranks
-        self._sampler = Sampler(loaded.eos_token_ids)
+        self._sampler = Sampler(loaded.eos_token_ids, config.device)
         self.prefix_cache = PrefixCache(
             groups=self.layout.groups,
             block_size=config.block_size,

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from pdray.engine.sampling.compiled import CompiledRows
 
 BLOCK = 64
 """Tokens of a block."""
@@ -63,8 +67,19 @@ class BlockMaxima:
         best_S1 = logits.argmax(-1, keepdim=True)
         return logits.gather(1, best_S1)[:, 0], columns.gather(1, best_S1)[:, 0]
 
+    def compiled(self, rows_R: torch.Tensor) -> CompiledRows | None:
+        """The same rows for compiled loops, float32 ones; None where the device has no such."""
+        if self._logits_SV.device.type != "cpu":
+            return None
+        from pdray.engine.sampling import compiled
+
+        if not compiled.is_available:
+            return None
+        return compiled.CompiledRows(self._logits_SV, self._maxima_SB, rows_R)
+
     def largest(self, rows_R: torch.Tensor, count: int) -> Candidates:
-        """``count`` tokens of each row. Which of equal last ones is not defined."""
+        """``count`` tokens of each row. Which of equal last ones is not defined; a row of fewer
+        tokens that are possible ends in some at minus infinity."""
         vocab_size = self._logits_SV.shape[1]
         if count >= vocab_size:
             logits, ids = self._logits_SV[rows_R].sort(-1, descending=True)
@@ -73,6 +88,9 @@ class BlockMaxima:
         if count * 4 >= maxima_RB.shape[1]:
             logits, ids = self._logits_SV[rows_R].topk(count)
             return Candidates(logits, ids, is_whole=False)
+        compiled = self.compiled(rows_R)
+        if compiled is not None:
+            return Candidates(*compiled.largest(count), is_whole=False)
         blocks_RK = maxima_RB.topk(count, sorted=False).indices
         columns, is_past = block_columns(blocks_RK, vocab_size)
         logits = self._logits_SV[rows_R[:, None], columns].masked_fill_(is_past, -torch.inf)

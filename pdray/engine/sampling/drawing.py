@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from pdray.engine.sampling.blocks import BlockMaxima
-from pdray.engine.sampling.choosing import Weights
 from pdray.engine.sampling.drawn import DrawnRows
 from pdray.engine.sampling.filtering import draw_filtered
 from pdray.engine.sampling.scratch import Scratch
+from pdray.engine.sampling.weighing import weigh
 from pdray.engine.sequence import Sequence
 
 
@@ -28,7 +28,7 @@ def draw_tokens(
     if weighed:
         places = torch.tensor(weighed, device=token_ids_R.device)
         part = rows.at(places)
-        weights = Weights(_differences(logits_SV, part, scratch), part.temperatures_R)
+        weights = weigh(logits_SV, maxima, part.rows_R, part.temperatures_R, scratch)
         rows.totals_R[places] = weights.totals_R
         token_ids_R[places] = weights.draw(part.noise_R)
     filtered = [i for i, each in enumerate(sampling) if each.is_filtered]
@@ -36,12 +36,3 @@ def draw_tokens(
         places = torch.tensor(filtered, device=token_ids_R.device)
         token_ids_R[places] = draw_filtered(maxima, rows.at(places), logits_SV.shape[1])
     return maxima.best_ids_S.index_copy(0, rows.rows_R, token_ids_R)
-
-
-def _differences(logits_SV: torch.Tensor, part: DrawnRows, scratch: Scratch) -> torch.Tensor:
-    """[R, V] logits minus the best of their row."""
-    shape = torch.Size((len(part.rows_R), logits_SV.shape[1]))
-    out_RV = scratch.matrix(shape, logits_SV.device)
-    if shape == logits_SV.shape:
-        return torch.sub(logits_SV, part.best_R[:, None], out=out_RV)
-    return torch.index_select(logits_SV, 0, part.rows_R, out=out_RV).sub_(part.best_R[:, None])

@@ -13,6 +13,7 @@ import torch
 from pdray.core.logprobs import TokenLogprobs
 from pdray.engine.sampling.blocks import BlockMaxima, reduce_blocks
 from pdray.engine.sampling.scratch import Scratch
+from pdray.engine.sampling.weighing import weigh
 
 
 def pack_logprobs(
@@ -20,20 +21,32 @@ def pack_logprobs(
 ) -> torch.Tensor:
     """[L, 3 + 2 * num_top] of the model's own logits, float32; leaves them as they are."""
     maxima = BlockMaxima(logits_LV)
-    best_L = maxima.best_S
-    memory_LV = scratch.matrix(logits_LV.shape, logits_LV.device)
+    rows_L = torch.arange(len(logits_LV), device=logits_LV.device)
     own_L1 = logits_LV.gather(1, token_ids_L[:, None])
-    above_LV = torch.gt(logits_LV, own_L1, out=memory_LV)
-    ranks_L1 = reduce_blocks(torch.sum, above_LV).sum(-1, keepdim=True) + 1
-    shares_LV = torch.sub(logits_LV, best_L[:, None], out=memory_LV).exp_()
-    totals_L1 = reduce_blocks(torch.sum, shares_LV).sum(-1, keepdim=True, dtype=torch.float64)
-    log_totals_L1 = best_L[:, None] + totals_L1.log()
+    ranks_L1 = _num_likelier(logits_LV, maxima, rows_L, own_L1, scratch) + 1
+    weights = weigh(logits_LV, maxima, rows_L, torch.ones_like(maxima.best_S), scratch)
+    log_totals_L1 = maxima.best_S[:, None] + weights.totals_R[:, None].log()
     columns = [token_ids_L[:, None].int(), ranks_L1.int(), _bits(own_L1 - log_totals_L1)]
     if num_top:
-        rows = torch.arange(len(logits_LV), device=logits_LV.device)
-        top = maxima.largest(rows, num_top)
+        top = maxima.largest(rows_L, num_top)
         columns += [top.token_ids_RK.int(), _bits(top.logits_RK - log_totals_L1)]
     return torch.cat(columns, dim=1)
+
+
+def _num_likelier(
+    logits_LV: torch.Tensor,
+    maxima: BlockMaxima,
+    rows_L: torch.Tensor,
+    own_L1: torch.Tensor,
+    scratch: Scratch,
+) -> torch.Tensor:
+    """[L, 1] tokens of each row."""
+    compiled = maxima.compiled(rows_L)
+    if compiled is not None:
+        return compiled.count_above(own_L1[:, 0])[:, None]
+    memory_LV = scratch.matrix(logits_LV.shape, logits_LV.device)
+    above_LV = torch.gt(logits_LV, own_L1, out=memory_LV)
+    return reduce_blocks(torch.sum, above_LV).sum(-1, keepdim=True)
 
 
 def _bits(logprobs: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,13 @@ from pdray.engine.sequence import Sequence
 class Sampler:
     """One engine's. A row's token depends on its own logits and sequence alone."""
 
-    def __init__(self, eos_token_ids: Iterable[int]) -> None:
+    def __init__(self, eos_token_ids: Iterable[int], device: str = "cpu") -> None:
+        """Where it has to compile its loops for the device first, that takes seconds."""
+        if device == "cpu":
+            from pdray.engine.sampling import compiled
+
+            if compiled.is_available:
+                compiled.compile_bodies()
         self._edits = LogitEdits(eos_token_ids)
         self._scratch = Scratch()
 

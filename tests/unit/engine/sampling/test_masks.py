@@ -28,6 +28,21 @@ def test_masked_rows_lose_exactly_the_tokens_without_a_bit(vocab_size: int) -> N
     assert torch.equal(allowed, expected[rows].isfinite())
 
 
+@pytest.mark.parametrize("num_missing", [1, 4, 5, 31])
+def test_words_of_which_few_or_most_bits_are_missing(num_missing: int) -> None:
+    rng = np.random.default_rng(num_missing)
+    bits = np.ones((2, 64 * 32), bool)
+    for word in range(64):
+        for row in range(2):
+            bits[row, 32 * word + rng.permutation(32)[:num_missing]] = False
+    assert not bits[:, 31::32].all(), "the sign bit is among them"
+    words = np.packbits(bits, axis=1, bitorder="little").view(np.int32)
+    logits = torch.randn(2, 64 * 32)
+    expected = logits.masked_fill(~torch.from_numpy(bits), -torch.inf)
+    forbid(logits, [0, 1], words)
+    assert torch.equal(logits, expected)
+
+
 def test_bits_are_unpacked_from_the_lowest() -> None:
     words = torch.tensor([[1, -(2**31)]], dtype=torch.int32)
     assert unpack_bits(words, 66).nonzero()[:, 1].tolist() == [0, 63]
