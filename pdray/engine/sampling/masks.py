@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pdray.engine.sequence import Sequence
+from pdray.engine.upload import upload
 
 
 def forbid_outside_grammars(logits_SV: torch.Tensor, rows: Row[tuple[int, Sequence]]) -> None:
@@ -29,14 +30,14 @@ def forbid_outside_grammars(logits_SV: torch.Tensor, rows: Row[tuple[int, Sequen
 def forbid(logits_SV: torch.Tensor, rows_R: Row[int], masks_RW: NDArray[np.int32]) -> None:
     """A bit for each token that may come: token 0 is the lowest of the first word. Tokens past
     the last word may not."""
-    rows = torch.tensor(rows_R, device=logits_SV.device)
+    rows = upload(np.array(rows_R), logits_SV.device)
     if logits_SV.device.type == "cpu":
         from pdray.engine.sampling import compiled
 
         if compiled.is_available:
             compiled.forbid(logits_SV, rows, masks_RW)
             return
-    words_RW = torch.from_numpy(masks_RW).to(logits_SV.device)
+    words_RW = upload(masks_RW, logits_SV.device)
     may_come_RV = unpack_bits(words_RW, logits_SV.shape[1])
     logits_SV[rows] = logits_SV[rows].masked_fill_(~may_come_RV, -torch.inf)
 

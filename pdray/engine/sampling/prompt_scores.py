@@ -10,6 +10,7 @@ from pdray.engine.batch import num_scored
 from pdray.engine.sampling.logprobs import pack_logprobs, unpack_logprobs
 from pdray.engine.sampling.scratch import Scratch
 from pdray.engine.scheduler import ScheduledChunk
+from pdray.engine.upload import upload
 
 
 class PromptScores:
@@ -21,14 +22,14 @@ class PromptScores:
             chunk.sequence.token_ids(chunk.start + 1, chunk.start + 1 + num_scored(chunk))
             for chunk in self._chunks
         ]
-        self._token_ids = torch.tensor([token_id for ids in next_ids for token_id in ids])
+        self._token_ids = np.array([token_id for ids in next_ids for token_id in ids], np.int64)
         self._num_top = max((_num_top(chunk) for chunk in self._chunks), default=0)
         self._scratch = scratch
         self._packed: list[torch.Tensor] = []
 
     def add(self, part: slice, logits_LV: torch.Tensor) -> None:
         """Keeps what is wanted of a slice's logits. Does not wait for their device."""
-        token_ids_L = self._token_ids[part].to(logits_LV.device)
+        token_ids_L = upload(self._token_ids[part], logits_LV.device)
         self._packed.append(
             pack_logprobs(logits_LV.float(), token_ids_L, self._num_top, self._scratch)
         )
