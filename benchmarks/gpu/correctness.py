@@ -64,7 +64,8 @@ MODELS: dict[str, PreTrainedConfig] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """One way to run one model. ``worst`` and the tolerance as in TOLERANCES."""
+    """One way to run one model: recorded and a step ahead, as a worker does, or neither.
+    ``worst`` and the tolerance as in TOLERANCES."""
 
     model: str
     dtype: str
@@ -106,7 +107,8 @@ def _check(
 ) -> Checked:
     config = engine_config(device, dtype, attention_backend=backend)
     loaded = load_model(path, dtype=dtype, device=device)
-    engine = Engine(loaded, config, recorder=recorder_for(device) if is_recorded else None)
+    recorder = recorder_for(device) if is_recorded else None
+    engine = Engine(loaded, config, recorder=recorder, runs_ahead=is_recorded)
     prompts = random_prompts(PROMPT_LENGTHS, VOCAB_SIZE)
     sequences = add_greedy(engine, prompts, NUM_TOKENS)
     for _ in steps(engine):

@@ -15,6 +15,7 @@ from benchmarks.gpu.limits import Limits
 from pdray.engine.cuda_graphs import recorder_for
 from pdray.engine.engine import Engine
 from pdray.engine.model import adopt_model
+from pdray.engine.run_ahead import gains_by_running_ahead
 
 DECODE_TARGET, PREFILL_TARGET = 0.85, 0.65
 """Of the bytes and of the operations a second that the limits allow."""
@@ -121,6 +122,7 @@ class Llama:
                 max_model_len=max_tokens,
             ),
             recorder=recorder_for(str(device)),
+            runs_ahead=gains_by_running_ahead(str(device)),
         )
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from pdray.engine.attention.base import GroupBatch, IntArray
 from pdray.engine.scheduler import ScheduledChunk, StepPlan
@@ -17,7 +18,8 @@ from pdray.kvcache.layout import KVGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    input_ids_T: IntArray
+    input_ids_T: IntArray | torch.Tensor
+    """A tensor where they were sampled on the device, and the host does not know them yet."""
     positions_T: IntArray
     sampled_rows: IntArray
     """Rows of T whose logits are wanted, in the order of ``sampled_chunks``."""
@@ -31,21 +33,22 @@ class Batch:
     """Blocks whose bytes must be in others before anything is written: from, to."""
 
 
-def build_batch(plan: StepPlan, groups: tuple[KVGroup, ...], block_size: int) -> Batch:
+def build_batch(
+    plan: StepPlan,
+    groups: tuple[KVGroup, ...],
+    block_size: int,
+    input_ids_T: torch.Tensor | None = None,
+) -> Batch:
+    """Without ``input_ids_T``, the sequences know their tokens."""
     chunks = plan.chunks
     starts = np.array([chunk.start for chunk in chunks])
     lens = np.array([chunk.num_tokens for chunk in chunks])
     ends = np.cumsum(lens)
     seq_of_T = np.repeat(np.arange(len(chunks)), lens)
     positions_T = np.arange(ends[-1]) - np.repeat(ends - lens, lens) + np.repeat(starts, lens)
-    input_ids = [
-        token_id
-        for chunk in chunks
-        for token_id in chunk.sequence.token_ids(chunk.start, chunk.end)
-    ]
     is_last = np.array([chunk.is_last for chunk in chunks])
     return Batch(
-        input_ids_T=np.array(input_ids),
+        input_ids_T=_known_tokens(chunks) if input_ids_T is None else input_ids_T,
         positions_T=positions_T,
         sampled_rows=ends[is_last] - 1,
         sampled_chunks=tuple(chunk for chunk in chunks if chunk.is_last),
@@ -84,6 +87,15 @@ def _build_group(
         slot_blocks_T=slot_blocks_T,
         slot_offsets_T=positions_T % block_size,
     )
+
+
+def _known_tokens(chunks: tuple[ScheduledChunk, ...]) -> IntArray:
+    token_ids = [
+        token_id
+        for chunk in chunks
+        for token_id in chunk.sequence.token_ids(chunk.start, chunk.end)
+    ]
+    return np.array(token_ids)
 
 
 def num_scored(chunk: ScheduledChunk) -> int:

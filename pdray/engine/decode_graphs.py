@@ -96,7 +96,7 @@ class DecodeGraphs:
         size = self._sizes[bisect.bisect_left(self._sizes, num_seqs)]
         step = self._steps[size]
         num_padding = size - num_seqs
-        refill(step.input_ids_S, _pad(batch.input_ids_T, num_padding, 0))
+        refill(step.input_ids_S[:num_seqs], batch.input_ids_T)
         refill(step.positions_S, _pad(batch.positions_T, num_padding, 0))
         for static, group in zip(step.groups, batch.groups, strict=True):
             static.refill(pad_decodes(group, num_padding, self._scratch_block_id))
@@ -124,7 +124,8 @@ class DecodeGraphs:
             first_block=0,
             computed=0,
             target=self._max_tokens,
-            max_chunk=1,
+            # A step ahead of the one that runs: a table has both, and the window moves on later.
+            max_chunk=2,
             block_size=block_size,
         )
         batch = scratch_decodes(group, block_size, size, self._scratch_block_id)

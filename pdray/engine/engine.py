@@ -2,7 +2,7 @@
 
 One thread calls ``step`` and ``wait_for_work``; every other method may be called from any
 thread at any time, and returns within a millisecond: the lock is never held during a forward
-pass. Blocks of a sequence that is in the running step change hands only after it.
+pass. Blocks of a sequence that a launched step computes change hands only after that step.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import torch
 
 from pdray.core.errors import InvalidRequestError
 from pdray.core.handoff import BlockRun
-from pdray.core.request import FinishReason
-from pdray.engine.batch import build_batch
 from pdray.engine.block_needs import first_needed_block
 from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder, recorder_for
+from pdray.engine.ending import Ending, error_of
 from pdray.engine.grammar import Grammars
+from pdray.engine.launcher import LaunchedStep, Launcher
 from pdray.engine.limits import check_limits, longest_sequence
 from pdray.engine.model import LoadedModel, check_ranks, load_model
 from pdray.engine.outputs import SequenceOutput, StepOutput
 from pdray.engine.prefix_cache import PrefixCache
+from pdray.engine.run_ahead import RunAhead, gains_by_running_ahead
 from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampling.sampled import SampledToken
 from pdray.engine.sampling.sampler import Sampler
@@ -45,15 +46,21 @@ class Engine:
         config: EngineConfig,
         ranks: Ranks | None = None,
         recorder: Recorder | None = None,
+        runs_ahead: bool = False,
     ) -> None:
         """``ranks`` are the engine's to close from here on, unless this raises. With a recorder,
-        steps of decodes alone are recorded, which is slow, and repeated from then on."""
+        steps of decodes alone are recorded, which is slow, and repeated from then on. One that
+        ``runs_ahead`` may launch a step before it reads the last one's tokens; not with ranks,
+        who get theirs from the host."""
+        assert ranks is None or not runs_ahead, "ranks cannot run ahead"
         check_limits(loaded, config)
         self.config = config
         self.layout = make_layout(loaded, config)
         self.pool = BlockPool(config.kv_cache_bytes // self.layout.block_bytes)
         self.max_sequence_tokens = longest_sequence(self.layout, self.pool.num_blocks, config)
-        self._loaded = loaded
+        self._ending = Ending(
+            eos_token_ids=loaded.eos_token_ids, max_sequence_tokens=self.max_sequence_tokens
+        )
         runner = make_runner(loaded, config, self.layout)
         if recorder is not None:
             runner.record_decodes(
@@ -62,9 +69,12 @@ class Engine:
                 max_sequence_tokens=self.max_sequence_tokens,
             )
         self.storage = runner.storage
-        self._runner = runner if ranks is None else LeadRunner(runner, ranks)
         self.ranks = ranks
-        self._sampler = Sampler(loaded.eos_token_ids, config.device)
+        self._launcher = Launcher(
+            runner if ranks is None else LeadRunner(runner, ranks),
+            Sampler(loaded.eos_token_ids, config.device),
+            self.layout,
+        )
         self.prefix_cache = PrefixCache(
             groups=self.layout.groups,
             block_size=config.block_size,
@@ -83,10 +93,16 @@ class Engine:
             max_batch_size=config.max_batch_size,
         )
         self._changed = threading.Condition()
+        self._run_ahead: RunAhead | None = None
+        if runs_ahead:
+            self._run_ahead = RunAhead(
+                self._scheduler, self._launcher, self._ending, lock=self._changed
+            )
+        self._ahead: LaunchedStep | None = None
         self._is_woken = False
         self._grammars = Grammars(loaded.path, loaded.eos_token_ids)
         self._in_step: frozenset[Sequence] = frozenset()
-        self._after_step: list[Callable[[], None]] = []
+        self._after_step: list[tuple[Sequence, Callable[[Sequence], None]]] = []
         if ranks is not None:
             ranks.begin(self.layout.describe(), on_failure=self.wake)
 
@@ -98,7 +114,12 @@ class Engine:
             torch.set_num_threads(config.num_threads)
         if config.tensor_parallel == 1:
             loaded = load_model(model_path, dtype=config.dtype, device=config.device)
-            return cls(loaded, config, recorder=recorder_for(config.device))
+            return cls(
+                loaded,
+                config,
+                recorder=recorder_for(config.device),
+                runs_ahead=gains_by_running_ahead(config.device),
+            )
         check_ranks(model_path, config.tensor_parallel)
         ranks = Ranks(model_path, config)
         try:
@@ -199,6 +220,7 @@ class Engine:
     def _remove(self, seq: Sequence) -> None:
         self._grammars.leave(seq)
         self._scheduler.remove(seq)
+        self._changed.notify_all()
 
     def abort(self, request_id: str, attempt: int) -> None:
         """Ends a sequence; unknown ones are ignored. A lent one keeps its blocks until released."""
@@ -207,7 +229,7 @@ class Engine:
             seq = self._grammars.find(*key) or self._scheduler.find(*key)
             if seq is None:
                 return
-            self._when_not_in_step(seq, self._remove)
+            self._remove(seq)
             if not seq.is_lent:
                 self._when_not_in_step(seq, self._scheduler.release)
 
@@ -216,7 +238,7 @@ class Engine:
         allocate or reserve again. A second call does nothing."""
         with self._changed:
             assert not seq.is_quarantined, f"{seq.request_id} is in quarantine"
-            self._when_not_in_step(seq, self._remove)
+            self._remove(seq)
             self._when_not_in_step(seq, self._scheduler.release)
 
     def quarantine(self, seq: Sequence) -> None:
@@ -224,7 +246,7 @@ class Engine:
         with self._changed:
             assert not seq.is_quarantined, f"{seq.request_id} is in quarantine already"
             seq.is_quarantined = True
-            self._when_not_in_step(seq, self._remove)
+            self._remove(seq)
             self._when_not_in_step(seq, lambda each: self.pool.quarantine(each.block_ids))
 
     def end_quarantine(self, seq: Sequence) -> None:
@@ -238,9 +260,9 @@ class Engine:
         seq.is_quarantined = False
 
     def _when_not_in_step(self, seq: Sequence, action: Callable[[Sequence], None]) -> None:
-        """Now, or when the step that computes it is over. Blocks may be free after it."""
+        """Now, or when the steps that compute it are over. Blocks may be free after it."""
         if seq in self._in_step:
-            self._after_step.append(lambda: action(seq))
+            self._after_step.append((seq, action))
         else:
             action(seq)
             self._changed.notify_all()
@@ -251,7 +273,8 @@ class Engine:
         """Blocks until a step has something to do or ``wake`` was called; False on a timeout."""
         with self._changed:
             is_due = self._changed.wait_for(
-                lambda: self._is_woken or self._scheduler.has_work, timeout_s
+                lambda: self._is_woken or self._ahead is not None or self._scheduler.has_work,
+                timeout_s,
             )
             self._is_woken = False
             return is_due
@@ -262,15 +285,21 @@ class Engine:
             self._changed.notify_all()
 
     def step(self) -> StepOutput:
-        """Schedules, runs, samples. With nothing to do it returns an empty output at once. Raises
-        RankLostError, after which there can be no other step."""
+        """Schedules, runs, samples; of two steps at a time, it ends the first one. With nothing
+        to do it returns an empty output at once. Raises RankLostError, after which there can be
+        no other step."""
         started = time.perf_counter()
         self._check_ranks()
-        plan = self._schedule()
+        step, self._ahead = self._ahead, None
         tokens: dict[Sequence, SampledToken] = {}
         try:
+            plan = self._schedule() if step is None else step.plan
             if plan.chunks:
-                tokens = self._run(plan)
+                step = step or self._launcher.launch(plan)
+                ahead = None if self._run_ahead is None else self._run_ahead.launch_after(step)
+                tokens = step.read()
+                self._check_ranks()  # on a GPU, sums without a rank end too, and are of nothing
+                self._ahead = ahead
         finally:
             with self._changed:
                 self._end_step()
@@ -289,26 +318,15 @@ class Engine:
             self._in_step = frozenset(chunk.sequence for chunk in plan.chunks)
             return plan
 
-    def _run(self, plan: StepPlan) -> dict[Sequence, SampledToken]:
-        batch = build_batch(plan, self.layout.groups, self.layout.block_size)
-        prompt_scores = self._sampler.prompt_scores(plan.chunks)
-        logits = self._runner.run(batch, prompt_scores.add)
-        sequences = [chunk.sequence for chunk in batch.sampled_chunks]
-        tokens = self._sampler.sample(logits, sequences).read()
-        for chunk, scores in prompt_scores.read().items():
-            chunk.sequence.add_prompt_logprobs(chunk.start, scores)
-        self._check_ranks()  # on a GPU, sums without a rank end too, and are of nothing
-        return dict(zip(sequences, tokens, strict=True))
-
     def _check_ranks(self) -> None:
         if self.ranks is not None:
             self.ranks.check()
 
     def _end_step(self) -> None:
-        self._in_step = frozenset()
-        for action in self._after_step:
-            action()
-        self._after_step.clear()
+        self._in_step = frozenset() if self._ahead is None else self._ahead.sequences
+        due, self._after_step = self._after_step, []
+        for seq, action in due:
+            self._when_not_in_step(seq, action)
 
     def _postprocess(
         self, plan: StepPlan, tokens: dict[Sequence, SampledToken]
@@ -337,11 +355,11 @@ class Engine:
             new_ids = (token.token_id,)
             prompt_logprobs = seq.take_prompt_logprobs()
             logprobs = None if token.logprobs is None else (token.logprobs,)
-            finish_reason = self._finish_reason(seq, token.token_id)
+            finish_reason = self._ending.finish_reason(seq, token.token_id)
         if error or finish_reason or (seq.is_lent and new_ids):
             self._scheduler.remove(seq)
             if not seq.is_lent:
-                self._scheduler.release(seq)
+                self._when_not_in_step(seq, self._scheduler.release)
         return SequenceOutput(
             sequence=seq,
             index=len(seq.output_token_ids) - len(new_ids),
@@ -352,25 +370,3 @@ class Engine:
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )
-
-    def _finish_reason(self, seq: Sequence, token_id: int) -> FinishReason | None:
-        sampling = seq.request.sampling
-        is_eos = token_id in self._loaded.eos_token_ids and not sampling.ignore_eos
-        if is_eos or token_id in sampling.stop_token_ids:
-            return FinishReason.STOP
-        # How long a lent one may grow is for the worker that decodes it to say.
-        is_long = not seq.is_lent and seq.num_tokens >= self.max_sequence_tokens
-        if is_long or len(seq.output_token_ids) >= sampling.max_tokens:
-            return FinishReason.LENGTH
-        return None
-
-
-def error_of(seq: Sequence, token: SampledToken | None) -> str | None:
-    """Why a sequence that was to get a token got none."""
-    if token is None:
-        return None
-    if seq.grammar_state is not None and seq.grammar_state.error is not None:
-        return seq.grammar_state.error
-    if token.token_id is None:
-        return "the model's output is not a number (NaN or infinite logits)"
-    return None

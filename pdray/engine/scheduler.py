@@ -32,8 +32,8 @@ class ScheduledChunk:
 
     @property
     def is_last(self) -> bool:
-        """Of the tokens known now: the next token is sampled from its last position."""
-        return self.end == self.sequence.num_tokens
+        """Of the tokens that there are: the next token is sampled from its last position."""
+        return self.end >= self.sequence.num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,23 @@ class Scheduler:
         prompts = self._schedule_prompts(self._max_tokens_per_step - len(decodes))
         num_preemptions = self._num_preemptions - num_preemptions
         return StepPlan((*decodes, *prompts), len(decodes), num_preemptions)
+
+    def schedule_ahead(self, sequences: list[Sequence]) -> StepPlan | None:
+        """What comes after a step that still runs: one more token of ``sequences``, which are
+        those of it that will go on. None where a prompt should have a part in it, or blocks would
+        have to be taken from somebody."""
+        has_seat = len(self._running) < self._max_batch_size
+        has_newcomer = has_seat and (self._ready or self._find_next_start() is not None)
+        if has_newcomer or not all(seq.is_decoding for seq in self._running):
+            return None
+        if not all(self._blocks.grow(seq, num_unread=1) for seq in sequences):
+            return None
+        return StepPlan(tuple(map(self._take_unread, sequences)), len(sequences), 0)
+
+    def _take_unread(self, seq: Sequence) -> ScheduledChunk:
+        # What had to be copied, the running step has copied.
+        self._blocks.fill_tables(seq, seq.num_tokens + 1)
+        return ScheduledChunk(seq, seq.num_tokens, 1)
 
     def _schedule_decodes(self) -> list[ScheduledChunk]:
         chunks: list[ScheduledChunk] = []

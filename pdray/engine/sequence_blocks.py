@@ -124,10 +124,14 @@ class SequenceBlocks:
         self._prefix_cache.look_again(seq)
         self._release_surplus(seq)
 
-    def grow(self, seq: Sequence) -> bool:
-        """Blocks for all its known tokens from the pool; False where there are too few."""
+    def grow(self, seq: Sequence, num_unread: int = 0) -> bool:
+        """Blocks for all its known tokens from the pool, and for ``num_unread`` after them that
+        follow before a window moves on; False where there are too few."""
         missing = self._missing(
-            seq.block_tables, seq.num_computed_tokens, seq.num_tokens, self._chunk_of(seq)
+            seq.block_tables,
+            seq.num_computed_tokens,
+            seq.num_tokens + num_unread,
+            self._chunk_of(seq) + num_unread,
         )
         block_ids = self._pool.allocate(max(0, missing - len(seq.stock)))
         if block_ids is None:

@@ -34,9 +34,9 @@ class LogitsLog:
     """Runs batches, and keeps what came out."""
 
     def __init__(self, engine: Engine) -> None:
-        self._runner = engine._runner
+        self._runner = engine._launcher.runner
         self.logits: list[torch.Tensor] = []
-        engine._runner = self  # type: ignore[assignment]
+        engine._launcher.runner = self  # type: ignore[assignment]
 
     def run(self, batch: Batch, score: Score) -> torch.Tensor:
         logits = self._runner.run(batch, score)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 
 from pdray.engine.sampling.choosing import draw_uniform
 from pdray.engine.sequence import Sequence
+from pdray.engine.upload import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,10 @@ class DrawnRows:
     """The weights of all tokens, where somebody has added them up."""
 
     @classmethod
-    def of(cls, drawn: list[tuple[int, Sequence]], best_S: torch.Tensor) -> DrawnRows:
-        """Of (row in the batch, sequence)."""
+    def of(
+        cls, drawn: list[tuple[int, Sequence]], best_S: torch.Tensor, num_unread: int = 0
+    ) -> DrawnRows:
+        """Of (row in the batch, sequence), whose next ``num_unread`` tokens are drawn already."""
         table = [
             (
                 row,
@@ -36,11 +40,11 @@ class DrawnRows:
                 seq.request.sampling.min_p,
                 seq.request.sampling.top_k or 0,
                 seq.request.sampling.top_p,
-                draw_uniform(seq.request.sampling.seed, len(seq.output_token_ids)),
+                draw_uniform(seq.request.sampling.seed, len(seq.output_token_ids) + num_unread),
             )
             for row, seq in drawn
         ]
-        columns = torch.tensor(table, dtype=torch.float64).to(best_S.device).unbind(1)
+        columns = upload(np.array(table, np.float64), best_S.device).unbind(1)
         rows_R, temperatures_R, min_ps_R, top_ks_R, top_ps_R, noise_R = columns
         rows_R = rows_R.long()
         return cls(

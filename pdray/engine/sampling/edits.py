@@ -15,26 +15,27 @@ import torch
 from pdray.engine.sampling.history import FloatArray, IntArray, TokenHistory
 from pdray.engine.sampling.masks import forbid_outside_grammars
 from pdray.engine.sequence import Sequence
+from pdray.engine.upload import upload
 
 Rows = list[tuple[int, Sequence]]
 """Sequences with their rows in the logits."""
 
 
-def is_edited(seq: Sequence) -> bool:
+def is_edited(seq: Sequence, num_unread: int) -> bool:
     sampling = seq.request.sampling
     return (
         seq.grammar_state is not None
         or sampling.has_penalties
         or bool(sampling.logit_bias)
-        or must_go_on(seq)
+        or must_go_on(seq, num_unread)
     )
 
 
-def must_go_on(seq: Sequence) -> bool:
+def must_go_on(seq: Sequence, num_unread: int) -> bool:
     """``min_tokens`` cannot ask for more than its grammar has."""
     if seq.grammar_state is not None and seq.grammar_state.is_over:
         return False
-    return len(seq.output_token_ids) < seq.request.sampling.min_tokens
+    return len(seq.output_token_ids) + num_unread < seq.request.sampling.min_tokens
 
 
 class LogitEdits:
@@ -44,15 +45,16 @@ class LogitEdits:
         self._eos_token_ids = tuple(eos_token_ids)
         self._histories: WeakKeyDictionary[Sequence, TokenHistory] = WeakKeyDictionary()
 
-    def apply(self, logits_SV: torch.Tensor, sequences: Row[Sequence]) -> None:
-        """In place, in vLLM's order. ``logits_SV`` is contiguous float32."""
-        rows = [(row, seq) for row, seq in enumerate(sequences) if is_edited(seq)]
+    def apply(self, logits_SV: torch.Tensor, sequences: Row[Sequence], num_unread: int = 0) -> None:
+        """In place, in vLLM's order. ``logits_SV`` is contiguous float32. Each sequence has got
+        ``num_unread`` tokens more than it knows."""
+        rows = [(row, seq) for row, seq in enumerate(sequences) if is_edited(seq, num_unread)]
         for _, seq in rows:
             if seq.grammar_state is not None:
                 seq.grammar_state.wait()
         logits = FlatLogits(logits_SV)
         self._add_bias(logits, [(row, seq) for row, seq in rows if seq.request.sampling.logit_bias])
-        self._forbid_ends(logits, [(row, seq) for row, seq in rows if must_go_on(seq)])
+        self._forbid_ends(logits, [(row, seq) for row, seq in rows if must_go_on(seq, num_unread)])
         forbid_outside_grammars(logits_SV, rows)
         self._penalize(
             logits, [(row, seq) for row, seq in rows if seq.request.sampling.has_penalties]
@@ -120,7 +122,7 @@ class FlatLogits:
         return self.tensor(np.repeat(np.array(values, np.float32), lengths))
 
     def tensor(self, values: IntArray | FloatArray) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._logits.device)
+        return upload(values, self._logits.device)
 
     def get(self, places: torch.Tensor) -> torch.Tensor:
         return self._logits[places]

@@ -75,7 +75,7 @@ def during_step(
     engine: Engine, action: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs one step, and ``action`` from another thread in the middle of its forward pass."""
-    run = engine._runner.run
+    run = engine._launcher.runner.run
 
     def run_with_action(batch: Batch, *args: object) -> torch.Tensor:
         thread = threading.Thread(target=action)
@@ -84,7 +84,7 @@ def during_step(
         assert not thread.is_alive(), "the engine's lock is held during the forward pass"
         return run(batch, *args)
 
-    monkeypatch.setattr(engine._runner, "run", run_with_action)
+    monkeypatch.setattr(engine._launcher.runner, "run", run_with_action)
     engine.step()
     monkeypatch.undo()
 
@@ -334,7 +334,7 @@ class TestWhileAStepRuns:
             engine.abort("r", 0)
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(engine._runner, "run", fail)
+        monkeypatch.setattr(engine._launcher.runner, "run", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.step()
         assert is_empty(engine)
@@ -345,10 +345,10 @@ class TestNotANumber:
 
     @pytest.fixture
     def poisoned(self, model_path: Path) -> Engine:
-        engine = Engine.load(model_path, engine_config())
+        loaded = load_model(model_path, dtype="float32", device="cpu")
         with torch.no_grad():
-            engine._loaded.model.get_input_embeddings().weight[self.BAD_TOKEN] = float("nan")
-        return engine
+            loaded.model.get_input_embeddings().weight[self.BAD_TOKEN] = float("nan")
+        return Engine(loaded, engine_config())
 
     def test_the_request_fails_and_others_do_not(self, poisoned: Engine) -> None:
         alone = generate(poisoned, [request_of(prompt_of(50)[4:])])
