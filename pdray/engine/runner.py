@@ -8,7 +8,7 @@ import torch
 
 from pdray.engine.attention import ATTENTION
 from pdray.engine.attention.base import AttentionBackend, AttentionParams, GroupAttention
-from pdray.engine.attention.routing import AttentionCall, serving
+from pdray.engine.attention.routing import AttentionCall, attend_by_heads, serving
 from pdray.engine.batch import Batch
 from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder
@@ -94,10 +94,7 @@ class ForwardPass:
         self._plans = plans
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
-        params = AttentionParams(call.scaling, call.softcap, call.sinks)
-        query, key, value = call.query[0], call.key[0], call.value[0]
-        out_TX = self.attend_heads(call.module, query, key, value, params)
-        return out_TX.view(1, len(out_TX), len(query), -1)
+        return attend_by_heads(self, call)
 
     def attend_heads(
         self,

@@ -1,33 +1,26 @@
-"""The API from end to end in one process: the openai client over HTTP, and real workers behind."""
+"""Texts, ends and refusals as the openai client gets them from prefill and decode apart."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import openai
 import pytest
-import uvicorn
 
 from pdray.frontend.text import Tokenizer
 from pdray.local import LocalCluster
 from pdray.serve.batch import BatchRun
 from pdray.serve.completion import CompletionService
-from pdray.serve.ingress import IngressState, make_api
-from tests.local_cluster import config_of, random_prompts, until_idle
+from tests.equivalence.conftest import MODEL
+from tests.local_cluster import random_prompts, until_idle
 
-MODEL = "tiny"
 GREEDY = {"temperature": 0.0, "extra_body": {"ignore_eos": True}}
 
 Reference = Callable[[list[int], int], str]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model_path: Path) -> Tokenizer:
-    return Tokenizer(tiny_model_path)
 
 
 @pytest.fixture(scope="module")
@@ -48,50 +41,6 @@ def reference(tiny_model_path: Path, tokenizer: Tokenizer) -> Reference:
         return tokenizer.decode(output[0, len(prompt) :].tolist())
 
     return generate
-
-
-@pytest.fixture
-async def cluster(tiny_model_path: Path) -> AsyncIterator[LocalCluster]:
-    async with LocalCluster(config_of(tiny_model_path), tiny_model_path) as cluster:
-        yield cluster
-        await until_idle(cluster)
-        assert cluster.frontend.num_in_flight == 0
-
-
-@pytest.fixture
-def service(cluster: LocalCluster, tokenizer: Tokenizer) -> CompletionService:
-    return CompletionService(
-        cluster.frontend, tokenizer, model_name=MODEL, limits=cluster.controller.limits
-    )
-
-
-@pytest.fixture
-async def client(
-    cluster: LocalCluster, service: CompletionService
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    async def missing() -> str | None:
-        return None
-
-    async def metrics_text() -> bytes:
-        return cluster.frontend.metrics.text()
-
-    state = IngressState(
-        service=service, missing=missing, metrics_text=metrics_text, max_ongoing_requests=64
-    )
-    config = uvicorn.Config(
-        make_api(state), port=0, log_level="critical", lifespan="off", ws="none"
-    )
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with openai.AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0
-    ) as client:
-        yield client
-    server.should_exit = True
-    await serving
 
 
 async def streamed_text(

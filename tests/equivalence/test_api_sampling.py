@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 import torch
@@ -21,12 +19,11 @@ from pdray.frontend.text import Tokenizer
 from pdray.local import LocalCluster
 from pdray.serve.batch import BatchRun
 from pdray.serve.completion import CompletionService
-from pdray.serve.ingress import IngressState, make_api
 from tests import engine_driver
 from tests.engine_driver import engine_config, sampling_params
-from tests.local_cluster import config_of, random_prompts, until_idle
+from tests.equivalence.conftest import MODEL
+from tests.local_cluster import random_prompts
 
-MODEL = "tiny"
 TOLERANCE = 1e-3
 PROMPT = "The capital of France"
 EVERYTHING = {
@@ -39,48 +36,6 @@ EVERYTHING = {
     "logit_bias": {"7": 3.0, "8": -100.0},
 }
 OURS = {"ignore_eos": True, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.2, "min_tokens": 4}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model_path: Path) -> Tokenizer:
-    return Tokenizer(tiny_model_path)
-
-
-@pytest.fixture
-async def cluster(tiny_model_path: Path) -> AsyncIterator[LocalCluster]:
-    async with LocalCluster(config_of(tiny_model_path), tiny_model_path) as cluster:
-        yield cluster
-        await until_idle(cluster)
-
-
-@pytest.fixture
-def service(cluster: LocalCluster, tokenizer: Tokenizer) -> CompletionService:
-    return CompletionService(
-        cluster.frontend, tokenizer, model_name=MODEL, limits=cluster.controller.limits
-    )
-
-
-@pytest.fixture
-async def client(
-    cluster: LocalCluster, service: CompletionService
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    async def missing() -> str | None:
-        return None
-
-    async def metrics_text() -> bytes:
-        return cluster.frontend.metrics.text()
-
-    state = IngressState(
-        service=service, missing=missing, metrics_text=metrics_text, max_ongoing_requests=64
-    )
-    transport = httpx.ASGITransport(make_api(state))
-    async with (
-        httpx.AsyncClient(transport=transport) as http,
-        openai.AsyncOpenAI(
-            base_url="http://test/v1", api_key="none", max_retries=0, http_client=http
-        ) as client,
-    ):
-        yield client
 
 
 def log_softmax_of(path: Path, token_ids: list[int]) -> torch.Tensor:

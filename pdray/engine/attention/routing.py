@@ -120,6 +120,14 @@ def attend_heads(
     return server.attend_heads(module, query_NTH, key_KTH, value_KTH, params)
 
 
+def attend_by_heads(server: HeadsServer, call: AttentionCall) -> torch.Tensor:
+    """A layer's own call, served as a fused layer's is."""
+    params = AttentionParams(call.scaling, call.softcap, call.sinks)
+    query, key, value = call.query[0], call.key[0], call.value[0]
+    out_TX = server.attend_heads(call.module, query, key, value, params)
+    return out_TX.view(1, len(out_TX), len(query), -1)
+
+
 def route_mask(*args: object, **kwargs: object) -> torch.Tensor:
     """What transformers calls to make a mask; the signature is its own."""
     server = _server.get()

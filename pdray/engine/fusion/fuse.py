@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pdray.engine.attention.base import AttentionParams
-from pdray.engine.attention.routing import AttentionCall, AttentionServer, serving
+from pdray.engine.attention.routing import AttentionCall, AttentionServer, attend_by_heads, serving
 from pdray.engine.fusion.base import FusedKernels
 from pdray.engine.fusion.decoder_layer import FusedDecoderLayer
 from pdray.engine.fusion.gated_mlp import FusedMLP
@@ -144,10 +144,7 @@ class PlainAttention:
     """Serves the samples: causal, and the same for the plain modules and the fused ones."""
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
-        params = AttentionParams(call.scaling, call.softcap, call.sinks)
-        query, key, value = call.query[0], call.key[0], call.value[0]
-        out_TX = self.attend_heads(call.module, query, key, value, params)
-        return out_TX.view(1, len(out_TX), len(query), -1)
+        return attend_by_heads(self, call)
 
     def attend_heads(
         self,

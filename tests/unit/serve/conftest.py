@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,11 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from pdray.frontend.text import Tokenizer
 from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import IngressState, make_api
+from tests.http_server import serving
 from tests.scripted_source import ScriptedSource
 
 MODEL = "tiny"
@@ -70,19 +69,7 @@ def open_server(tokenizer: Tokenizer) -> OpenServer:
     @contextlib.asynccontextmanager
     async def serve(source: ScriptedSource, **settings: float) -> AsyncGenerator[str, None]:
         api = make_api(state_of(source, tokenizer, **settings))  # type: ignore[arg-type]
-        config = uvicorn.Config(
-            api, host="127.0.0.1", port=0, log_level="critical", lifespan="off", ws="none"
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            server.force_exit = True
-            await serving
+        async with serving(api) as url:
+            yield url
 
     return serve
