@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from tests.cluster.conftest import (
     ClusterFrontend,
     MakeConfig,
     is_alive,
+    kill,
     processes_of,
     until_ended,
 )
@@ -70,6 +73,29 @@ async def test_a_model_that_cannot_be_served_is_the_reason_that_up_gives(
         await asyncio.to_thread(up, config)
     await asyncio.to_thread(down, config)
     assert await living_actors("app") == []
+
+
+async def test_workers_of_unlike_models_are_named_at_once(
+    make_config: MakeConfig, tiny_model_path: Path, tmp_path: Path
+) -> None:
+    """As where two machines have other files under one path: here they change in between."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_path, folder)
+    config = make_config(model=str(folder))
+    await asyncio.to_thread(up, config)
+    facts = json.loads((folder / "config.json").read_text())
+    facts["max_position_embeddings"] += 1
+    (folder / "config.json").write_text(json.dumps(facts))
+    kill(worker_name("app", config.generation, "decode", 0))
+    async with ClusterFrontend(config) as frontend:
+        await frontend.until(lambda status: not status.is_ready)
+        with pytest.raises(UnavailableError, match="KV blocks cannot move") as caught:
+            await asyncio.to_thread(up, config)
+        status = await frontend.client.status()
+    assert status.is_ready, "every worker lives, and yet it is no start"
+    assert status.layout_mismatch == str(caught.value)
+    for words in ("app-prefill-0-", "app-decode-0-", "node group laptop", "config.json"):
+        assert words in str(caught.value)
 
 
 async def test_a_worker_falls_to_the_next_node_group_where_the_first_has_no_room(
