@@ -15,6 +15,7 @@ from pdray.engine.openmp import pointer
 # Sums in any order; infinities and NaN stay what they are.
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 _LOG2_E = np.float32(1.44269504)
+_LINE_BYTES = 64
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 
@@ -52,6 +53,15 @@ def _narrow(value, like):
 def rows(address, size, like):
     """The elements at an address, as an array of the kind of ``like``."""
     return carray(pointer(address), size, like.dtype)
+
+
+@njit
+def aligned(size):
+    """``size`` float32 that start at a cache line: a vector that lies across two takes twice as
+    long to load."""
+    memory = np.empty(size + _LINE_BYTES // 4, np.float32)
+    start = -memory.ctypes.data % _LINE_BYTES // 4
+    return memory[start : start + size]
 
 
 @njit(fastmath=FAST, error_model="numpy", inline="always")

@@ -6,8 +6,13 @@ tokens; sizes in features: O out, I in.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
+
+from pdray.engine.few_rows import MAX_ROWS, FewRows
+from pdray.kvcache.host_memory import map_host_memory
 
 # The packed form serves any number of rows. One made for a single row is read at half the speed.
 _TYPICAL_ROWS = 16
@@ -28,14 +33,41 @@ class PackedLinear(nn.Module):
         self._kernel_weight = torch.ops.mkldnn._reorder_linear_weight(
             linear.weight.detach(), _TYPICAL_ROWS
         )
+        self._few_rows = FewRows.of(self._kernel_weight, linear.weight.detach())
+        self._output: OutputBuffer | None = None
+
+    def reuse_output(self) -> None:
+        """From then on a result is good until the next call only. For an output layer: its
+        results are so large that fresh memory costs a quarter of the product's time."""
+        self._output = OutputBuffer()
 
     def forward(self, input_TI: torch.Tensor) -> torch.Tensor:
-        if input_TI.numel() == 0:  # the kernels want a row
-            return input_TI.new_empty(*input_TI.shape[:-1], self.weight.shape[0])
-        out_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        num_outputs, num_inputs = self.weight.shape
+        num_rows = input_TI.numel() // num_inputs
+        if num_rows == 0:  # the kernels want a row
+            return input_TI.new_empty(*input_TI.shape[:-1], num_outputs)
+        if self._few_rows is not None and (num_rows <= MAX_ROWS or self._output is not None):
+            shape = (*input_TI.shape[:-1], num_outputs)
+            out_TO = input_TI.new_empty(shape) if self._output is None else self._output.of(shape)
+            self._few_rows.multiply(input_TI.contiguous(), num_rows, self.bias, out_TO)
+            return out_TO
+        product_TO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             input_TI, self._kernel_weight, self.bias, "none", [], ""
         )
-        return out_TO
+        return product_TO
+
+
+class OutputBuffer:
+    """Memory for fp32 results of one layer, as large as the largest so far."""
+
+    def __init__(self) -> None:
+        self._values = torch.empty(0)
+
+    def of(self, shape: tuple[int, ...]) -> torch.Tensor:
+        size = math.prod(shape)
+        if size > len(self._values):
+            self._values = torch.frombuffer(map_host_memory(4 * size), dtype=torch.float32)
+        return self._values[:size].view(shape)
 
 
 def pack_linears(model: nn.Module) -> None:

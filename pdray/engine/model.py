@@ -29,7 +29,7 @@ from pdray.engine.attention.routing import (
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.fusion import find_kernels
 from pdray.engine.fusion.fuse import fuse_model
-from pdray.engine.linear import pack_linears
+from pdray.engine.linear import PackedLinear, pack_linears
 from pdray.engine.pretrained import is_quantized, read_config, read_model, reading
 from pdray.engine.probe import PROBE_TOKENS, Probe, ProbedLayer
 from pdray.engine.tensor_parallel.group import RankGroup
@@ -58,7 +58,7 @@ class LoadedModel:
     def logits(
         self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, rows_S: torch.Tensor
     ) -> torch.Tensor:
-        """[S, V] of the given rows; S may be 0."""
+        """[S, V] of the given rows, good until the next call; S may be 0."""
         output = self.model(
             input_ids=input_ids_T[None],
             position_ids=positions_T[None],
@@ -107,6 +107,9 @@ def adopt_model(
         if kernels is not None:
             fuse_model(model, layers, kernels)
         pack_linears(model)
+    output_layer = model.get_output_embeddings()
+    if isinstance(output_layer, PackedLinear):
+        output_layer.reuse_output()
     return LoadedModel(
         path=path,
         model=model,

@@ -69,6 +69,7 @@ class Runner:
             return self._forward(input_ids_T, positions_T, rows_S, plans)
         hidden = HiddenStates(self._loaded.model, self._loaded.model.get_decoder())
         logits_SV = hidden.capture(lambda: self._forward(input_ids_T, positions_T, rows_S, plans))
+        logits_SV = logits_SV.clone()  # the output layer runs again
         scored_rows = upload(batch.scored_rows, self._device)
         hidden.score(input_ids_T, scored_rows, logits_SV.shape[1], score)
         return logits_SV

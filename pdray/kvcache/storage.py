@@ -5,13 +5,13 @@ Tensor suffixes: B blocks, C blocks that are copied, K KV heads, P block size, H
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from pdray.kvcache.block_copy import block_copier
+from pdray.kvcache.host_memory import map_host_memory
 from pdray.kvcache.layout import KVGroup, KVLayout
 
 TORCH_DTYPES = {
@@ -108,8 +108,4 @@ class KVStorage:
 def _allocate(num_bytes: int, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
-    # Private, or a forked child would share the cache.
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # Blocks of one sequence lie anywhere: with small pages, each is a miss or two of the TLB.
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    return torch.frombuffer(map_host_memory(num_bytes), dtype=torch.uint8)

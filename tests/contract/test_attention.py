@@ -59,6 +59,13 @@ CASES = {
     "eight queries per key": Case(MIXED, num_heads=8, num_kv_heads=1, block_size=32),
     "three queries per key": Case(MIXED, num_heads=6, block_size=64, sliding_window=33),
     "head dim of 80": Case(MIXED, k_head_dim=80, v_head_dim=80, block_size=48),
+    "seven queries per key": Case(
+        MIXED, num_heads=7, num_kv_heads=1, k_head_dim=128, v_head_dim=128, softcap=20.0
+    ),
+    "head dim of 192 and 128 in bfloat16": Case(
+        MIXED, num_heads=8, k_head_dim=192, v_head_dim=128, dtype="bfloat16", sliding_window=21
+    ),
+    "head dim of 100": Case(MIXED, num_heads=12, k_head_dim=100, v_head_dim=100),
     "long contexts": Case(((700, 1), (130, 1), (3, 1), (333, 90)), has_sinks=True, softcap=9.0),
     "long contexts and window": Case(((700, 1), (3, 1), (333, 150)), sliding_window=300),
 }

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pdray.engine.elements import FAST, as_float, fast_exp, narrow, rows, widen
+from pdray.engine.attention.cpu_products import score_block, weigh_block
+from pdray.engine.elements import FAST, aligned, as_float, fast_exp, narrow, rows, widen
 from pdray.engine.openmp import arguments, share
 
 _FP32 = np.empty(0, np.float32)
@@ -17,46 +18,13 @@ _BF16 = np.empty(0, np.int16)
 _INT64 = np.empty(0, np.int64)
 
 
-@njit(fastmath=FAST, error_model="numpy")
-def _dot(query, key):
-    total = np.float32(0)
-    for h in range(key.shape[0]):
-        total += query[h] * widen(key[h])
-    return total
-
-
-@njit(fastmath=FAST, error_model="numpy")
-def _dots_of_four(queries, key):
-    """Of four query heads side by side: a key is loaded once for all of them."""
-    size = key.shape[0]
-    q, r, s, t = queries[:size], queries[size:], queries[2 * size :], queries[3 * size :]
-    a = b = c = d = np.float32(0)
-    for h in range(size):
-        k = widen(key[h])
-        a += q[h] * k
-        b += r[h] * k
-        c += s[h] * k
-        d += t[h] * k
-    return a, b, c, d
-
-
-@njit(fastmath=FAST, error_model="numpy")
-def _add(out, weight, value):
-    for h in range(out.shape[0]):
-        out[h] += weight * widen(value[h])
-
-
-@njit(fastmath=FAST, error_model="numpy")
-def _add_eight(out, weights, values):
-    size = out.shape[0]
-    a, b, c, d = values, values[size:], values[2 * size :], values[3 * size :]
-    e, f, g, i = values[4 * size :], values[5 * size :], values[6 * size :], values[7 * size :]
-    s, t, u, v = weights[0], weights[1], weights[2], weights[3]
-    w, x, y, z = weights[4], weights[5], weights[6], weights[7]
-    for h in range(size):
-        low = s * widen(a[h]) + t * widen(b[h]) + u * widen(c[h]) + v * widen(d[h])
-        high = w * widen(e[h]) + x * widen(f[h]) + y * widen(g[h]) + z * widen(i[h])
-        out[h] += low + high
+@njit(fastmath={*FAST, "nnan"}, error_model="numpy")
+def _top(scores, sink):
+    """Of numbers. With one that is none, whatever: the sum will be none then."""
+    top = sink
+    for c in range(scores.shape[0]):
+        top = max(top, scores[c])
+    return top
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -67,9 +35,7 @@ def softmax(scores, softcap, sink):
         for c in range(scores.shape[0]):
             # tanh(x) is 1 - 2 / (1 + e^2x).
             scores[c] = softcap * (one - two / (one + fast_exp(two * scores[c] / softcap)))
-    top = sink
-    for c in range(scores.shape[0]):
-        top = max(top, scores[c])
+    top = _top(scores, sink)
     total = np.float32(0)
     for c in range(scores.shape[0]):
         scores[c] = fast_exp(scores[c] - top)
@@ -79,35 +45,6 @@ def softmax(scores, softcap, sink):
     share_of_one = one / total
     for c in range(scores.shape[0]):
         scores[c] *= share_of_one
-
-
-@njit(error_model="numpy")
-def _score_block(scores, queries, keys, done, count, k_dim):
-    """Fills columns [done, done + count) of ``scores`` [heads, keys]."""
-    num_heads = scores.shape[0]
-    fours = num_heads // 4 * 4
-    for i in range(count):
-        key = keys[i * k_dim : (i + 1) * k_dim]
-        for g in range(0, fours, 4):
-            a, b, c, d = _dots_of_four(queries[g * k_dim :], key)
-            scores[g, done + i] = a
-            scores[g + 1, done + i] = b
-            scores[g + 2, done + i] = c
-            scores[g + 3, done + i] = d
-        for g in range(fours, num_heads):
-            scores[g, done + i] = _dot(queries[g * k_dim :], key)
-
-
-@njit(error_model="numpy")
-def _weigh_block(out, scores, values, done, count, v_dim):
-    eights = count // 8 * 8
-    for g in range(scores.shape[0]):
-        head = out[g * v_dim : (g + 1) * v_dim]
-        weights = scores[g, done : done + count]
-        for i in range(0, eights, 8):
-            _add_eight(head, weights[i:], values[i * v_dim :])
-        for i in range(eights, count):
-            _add(head, weights[i], values[i * v_dim : (i + 1) * v_dim])
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -122,6 +59,45 @@ def _rounded(row, values, like):
         row[h] = narrow(values[h], like)
 
 
+@njit
+def _row(cache, table, slot, block_size, block_stride, row_bytes):
+    """Address of a slot's key or value. ``cache`` is of a head's first one in block 0."""
+    block, offset = divmod(slot, block_size)
+    return cache + table[block] * block_stride + offset * row_bytes
+
+
+@njit(error_model="numpy")
+def _attend_heads(queries, table, slots, keys, values, block_size, block_stride, masks, like):
+    """Sums [heads, v_dim] of one sequence and KV head, whose ``keys`` and ``values`` are caches as
+    an address and a size each; ``masks`` are a softcap, and sinks by head."""
+    (key_cache, k_dim), (value_cache, v_dim), (softcap, sinks) = keys, values, masks
+    num_heads, (first, last) = queries.shape[0], slots
+    key_bytes, value_bytes = k_dim * like.itemsize, v_dim * like.itemsize
+    scores = np.empty((num_heads, last - first), np.float32)
+    sums = aligned(num_heads * v_dim).reshape(num_heads, v_dim)
+    sums[:] = 0
+    first_value = _row(value_cache, table, first, block_size, block_stride, value_bytes)
+    key, slot = _row(key_cache, table, first, block_size, block_stride, key_bytes), first
+    while slot < last:
+        end = min(last, (slot // block_size + 1) * block_size)
+        after = first_value
+        if end < last:
+            after = _row(key_cache, table, end, block_size, block_stride, key_bytes)
+        score_block(scores[:, slot - first : end - first], queries, key, k_dim, like, after)
+        key, slot = after, end
+    for g in range(num_heads):
+        softmax(scores[g], softcap, sinks[g])
+    value, slot = first_value, first
+    while slot < last:
+        end = min(last, (slot // block_size + 1) * block_size)
+        after = value
+        if end < last:
+            after = _row(value_cache, table, end, block_size, block_stride, value_bytes)
+        weigh_block(sums, scores[:, slot - first : end - first], value, v_dim, like, after)
+        value, slot = after, end
+    return sums
+
+
 @njit(error_model="numpy")
 def _attend_decodes(args, elements):
     num_seqs, width, token_stride, head_stride = args[1], args[3], args[6], args[7]
@@ -129,6 +105,7 @@ def _attend_decodes(args, elements):
     k_dim, v_dim, block_stride, kv_head_stride = args[11], args[12], args[15], args[16]
     heads_per_item = args[21]
     num_bytes, like = elements.itemsize, elements.dtype.type(0)
+    no_sinks = np.full(group, -np.inf, np.float32)
     chunks = (group + heads_per_item - 1) // heads_per_item
     begin, end = share(num_seqs * num_kv_heads * chunks)
     for item in range(begin, end):
@@ -136,39 +113,29 @@ def _attend_decodes(args, elements):
         kv_head, chunk = divmod(rest, chunks)
         head = kv_head * group + chunk * heads_per_item
         num_heads = min(heads_per_item, group - chunk * heads_per_item)
-        table = rows(args[2] + seq * width * 8, width, _INT64)
-        context = rows(args[4] + seq * 24, 3, _INT64)
-        first_position, start, num_keys = context[0], context[1], context[2] - context[1]
-        queries = np.empty(num_heads * k_dim, np.float32)
+        queries = aligned(num_heads * k_dim).reshape(num_heads, k_dim)
         for g in range(num_heads):
             offset = seq * token_stride + (head + g) * head_stride
             query = rows(args[5] + offset * num_bytes, k_dim, elements)
-            _scaled(queries[g * k_dim : (g + 1) * k_dim], query, as_float(args[17]))
-        scores = np.empty((num_heads, num_keys), np.float32)
-        done = 0
-        while done < num_keys:
-            block, offset = divmod(start + done - first_position, block_size)
-            count = min(block_size - offset, num_keys - done)
-            row = table[block] * block_stride + kv_head * kv_head_stride + offset * k_dim
-            keys = rows(args[13] + row * num_bytes, count * k_dim, elements)
-            _score_block(scores, queries, keys, done, count, k_dim)
-            done += count
-        for g in range(num_heads):
-            sink = np.float32(-np.inf)
-            if args[19] != 0:
-                sink = rows(args[19], num_kv_heads * group, _FP32)[head + g]
-            softmax(scores[g], as_float(args[18]), sink)
-        sums = np.zeros(num_heads * v_dim, np.float32)
-        done = 0
-        while done < num_keys:
-            block, offset = divmod(start + done - first_position, block_size)
-            count = min(block_size - offset, num_keys - done)
-            row = table[block] * block_stride + kv_head * kv_head_stride + offset * v_dim
-            values = rows(args[14] + row * num_bytes, count * v_dim, elements)
-            _weigh_block(sums, scores, values, done, count, v_dim)
-            done += count
+            _scaled(queries[g], query, as_float(args[17]))
+        context = rows(args[4] + seq * 24, 3, _INT64)
+        sinks = no_sinks if args[19] == 0 else rows(args[19] + head * 4, num_heads, _FP32)
+        kv_offset = kv_head * kv_head_stride * num_bytes
+        sums = _attend_heads(
+            queries,
+            rows(args[2] + seq * width * 8, width, _INT64),
+            (context[1] - context[0], context[2] - context[0]),
+            (args[13] + kv_offset, k_dim),
+            (args[14] + kv_offset, v_dim),
+            block_size,
+            block_stride * num_bytes,
+            (as_float(args[18]), sinks),
+            elements,
+        )
         offset = (seq * num_kv_heads * group + head) * v_dim
-        _rounded(rows(args[20] + offset * num_bytes, num_heads * v_dim, elements), sums, like)
+        _rounded(
+            rows(args[20] + offset * num_bytes, num_heads * v_dim, elements), sums.ravel(), like
+        )
 
 
 def attend_decodes(address):

@@ -1,0 +1,79 @@
+"""The loops of products of a few rows, compiled by numba. Panels as in few_rows.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pdray.engine.elements import aligned, rows
+from pdray.engine.openmp import arguments, share
+from pdray.engine.vectors import LANES, outer_product
+
+PANEL_OUTPUTS = 64
+
+_MAX_TILE_ROWS = 6
+"""Times four vectors: 24 of the 32 registers hold sums."""
+_PANEL_ROW_BYTES = 4 * PANEL_OUTPUTS
+_CHUNK_INPUTS = 64
+"""16 KiB of a panel."""
+_FP32 = np.empty(0, np.float32)
+
+_one, _two, _three, _four, _five, _six = (
+    outer_product(num_rows, PANEL_OUTPUTS // LANES) for num_rows in range(1, _MAX_TILE_ROWS + 1)
+)
+
+
+@njit
+def _multiply_tile(num_rows, data, row_bytes, panel, num_inputs, sums):
+    step, ahead = _PANEL_ROW_BYTES, panel + _CHUNK_INPUTS * _PANEL_ROW_BYTES
+    if num_rows == 6:
+        _six(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+    elif num_rows == 5:
+        _five(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+    elif num_rows == 4:
+        _four(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+    elif num_rows == 3:
+        _three(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+    elif num_rows == 2:
+        _two(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+    else:
+        _one(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+
+
+@njit
+def _multiply_panel(data, num_rows, num_inputs, panel, sums):
+    tiles = (num_rows + _MAX_TILE_ROWS - 1) // _MAX_TILE_ROWS
+    # One tile's sums stay in registers all the way; of more, chunks are read by each in turn.
+    chunk_inputs = num_inputs if tiles == 1 else _CHUNK_INPUTS
+    for start in range(0, num_inputs, chunk_inputs):
+        count = min(chunk_inputs, num_inputs - start)
+        chunk = panel + start * _PANEL_ROW_BYTES
+        for tile in range(tiles):
+            first, last = num_rows * tile // tiles, num_rows * (tile + 1) // tiles
+            row = data + (first * num_inputs + start) * 4
+            tile_sums = sums + first * _PANEL_ROW_BYTES
+            _multiply_tile(last - first, row, num_inputs * 4, chunk, count, tile_sums)
+
+
+@njit
+def _start(sums, bias, num_rows):
+    for row in range(num_rows):
+        for i in range(PANEL_OUTPUTS):
+            sums[row * PANEL_OUTPUTS + i] = bias[i]
+
+
+def multiply_panels(address):
+    """[rows, inputs, outputs, input, panels, bias, out]; a bias at 0 is none"""
+    args = arguments(address)
+    num_rows, num_inputs, num_outputs, bias, out = args[0], args[1], args[2], args[5], args[6]
+    sums = aligned(num_rows * PANEL_OUTPUTS)
+    no_bias = np.zeros(PANEL_OUTPUTS, np.float32)
+    begin, end = share(num_outputs // PANEL_OUTPUTS)
+    for index in range(begin, end):
+        column = index * PANEL_OUTPUTS * 4
+        _start(sums, rows(bias + column, PANEL_OUTPUTS, _FP32) if bias != 0 else no_bias, num_rows)
+        panel = args[4] + index * num_inputs * _PANEL_ROW_BYTES
+        _multiply_panel(args[3], num_rows, num_inputs, panel, sums.ctypes.data)
+        for row in range(num_rows):
+            to = rows(out + row * num_outputs * 4 + column, PANEL_OUTPUTS, _FP32)
+            to[:] = sums[row * PANEL_OUTPUTS : (row + 1) * PANEL_OUTPUTS]
