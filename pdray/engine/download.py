@@ -15,7 +15,7 @@ class Download:
         self._done: torch.cuda.Event | None = None
         if tensor.is_cuda:
             # To other memory than pinned, the copy would be waited for here.
-            self._host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(tensor.device))

@@ -50,8 +50,8 @@ class Engine:
     ) -> None:
         """``ranks`` are the engine's to close from here on, unless this raises. With a recorder,
         steps of decodes alone are recorded, which is slow, and repeated from then on. One that
-        ``runs_ahead`` may launch a step before it reads the last one's tokens; not with ranks,
-        who get theirs from the host."""
+        ``runs_ahead`` launches steps before it reads the last one's tokens (run_ahead.py): not
+        with ranks, who get theirs from the host."""
         assert ranks is None or not runs_ahead, "ranks cannot run ahead"
         check_limits(loaded, config)
         self.config = config
@@ -285,9 +285,9 @@ class Engine:
             self._changed.notify_all()
 
     def step(self) -> StepOutput:
-        """Schedules, runs, samples; of two steps at a time, it ends the first one. With nothing
-        to do it returns an empty output at once. Raises RankLostError, after which there can be
-        no other step."""
+        """Schedules, runs, samples; where the call before has launched a step ahead already, it
+        is that one that is ended here, and told of. With nothing to do it returns an empty output
+        at once. Raises RankLostError, after which there can be no other step."""
         started = time.perf_counter()
         self._check_ranks()
         step, self._ahead = self._ahead, None

@@ -27,7 +27,8 @@ class SequenceOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """What one step did, and took; without ``sequences`` there was nothing to do."""
+    """What one step did, and took; without ``sequences`` there was nothing to do, or nobody whom
+    it was for was there any more."""
 
     sequences: tuple[SequenceOutput, ...]
     num_prefill_tokens: int

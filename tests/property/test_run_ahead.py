@@ -1,6 +1,6 @@
-"""An engine a step ahead of what it has read, under any order of arrivals, aborts and handoffs:
+"""An engine a step ahead of what it has read, under any order of arrivals, aborts and leases:
 every answer is that of transformers or of an engine that runs the request alone, nothing gets a
-block that a step in flight writes into, and in the end every block is free."""
+block that a step in flight uses, and in the end every block is free."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pdray.core.request import FinishReason, Request
+from pdray.engine.attention.base import GroupBatch
 from pdray.engine.batch import Batch
 from pdray.engine.engine import Engine
 from pdray.engine.model import LoadedModel, load_model
@@ -75,6 +76,21 @@ def reference_model() -> Reference:
     return Reference(model_path())
 
 
+def used_blocks(group: GroupBatch) -> set[int]:
+    """By a step of decodes: the blocks from the first that a query sees to the one it is in."""
+    used: set[int] = set()
+    for query, first_block, num_blocks, table in zip(
+        group.query_starts_S.tolist(),
+        group.first_blocks_S.tolist(),
+        group.num_blocks_S.tolist(),
+        group.block_tables_SB.tolist(),
+        strict=True,
+    ):
+        first_seen = 0 if group.sliding_window is None else query - group.sliding_window + 1
+        used |= set(table[max(0, first_seen) // group.block_size - first_block : num_blocks])
+    return used
+
+
 class RunAheadMachine(RuleBasedStateMachine):
     """Stands for the worker."""
 
@@ -92,14 +108,13 @@ class RunAheadMachine(RuleBasedStateMachine):
         )
         self.expected: dict[Sequence, list[int]] = {}
         self.lent: list[Sequence] = []
-        self.written_block_ids: list[set[int]] = []
-        """Of steps that were launched, newest last."""
+        self.used_block_ids: set[int] = set()
+        """Those that the newest step reads or writes."""
         self.num_made = 0
         run = self.engine._launcher.runner.run
 
         def noted_run(batch: Batch, *args: Any) -> torch.Tensor:
-            written = [set(group.slot_blocks_T.tolist()) for group in batch.groups]
-            self.written_block_ids.append(set.union(*written))
+            self.used_block_ids = set().union(*map(used_blocks, batch.groups))
             return run(batch, *args)
 
         self.engine._launcher.runner.run = noted_run  # type: ignore[method-assign]
@@ -183,7 +198,7 @@ class RunAheadMachine(RuleBasedStateMachine):
         held = {id_ for each in [*self.expected, *self.lent, *in_flight] for id_ in each.block_ids}
         assert len(held) == self.engine.pool.num_held_blocks
         if ahead is not None:
-            assert self.written_block_ids[-1] <= held, "a step in flight writes into a free block"
+            assert self.used_block_ids <= held, "a step in flight uses a free block"
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):

@@ -48,9 +48,9 @@ def loaded(model_path: Path) -> LoadedModel:
 MakeEngine = Callable[..., Engine]
 
 
-@pytest.fixture
-def make_engine(loaded: LoadedModel) -> MakeEngine:
-    return lambda **limits: Engine(loaded, engine_config(**limits))
+@pytest.fixture(params=[False, True], ids=["step by step", "a step ahead"])
+def make_engine(request: pytest.FixtureRequest, loaded: LoadedModel) -> MakeEngine:
+    return lambda **limits: Engine(loaded, engine_config(**limits), runs_ahead=request.param)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 
 def last_output(engine: Engine) -> SequenceOutput:
-    return run_until_idle(engine)[-1].sequences[-1]
+    return [each for step in run_until_idle(engine) for each in step.sequences][-1]
 
 
 def is_empty(engine: Engine) -> bool:

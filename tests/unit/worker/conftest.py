@@ -50,7 +50,9 @@ class Scene:
         return self.worker.snapshot().num_quarantined_blocks
 
 
-def make_worker(loaded: LoadedModel, clock: ManualClock, model_path: Path) -> Worker:
+def make_worker(
+    loaded: LoadedModel, clock: ManualClock, model_path: Path, *, runs_ahead: bool
+) -> Worker:
     """16 blocks of 16 tokens."""
     probe = Engine(loaded, engine_config())
     engine = engine_config(kv_cache_bytes=16 * probe.layout.block_bytes, max_batch_size=4)
@@ -65,18 +67,19 @@ def make_worker(loaded: LoadedModel, clock: ManualClock, model_path: Path) -> Wo
         transport="loopback",
         lease_s=LEASE_S,
     )
-    return Worker(config, Engine(loaded, engine), clock)
+    return Worker(config, Engine(loaded, engine, runs_ahead=runs_ahead), clock)
 
 
-@pytest.fixture
+@pytest.fixture(params=[False, True], ids=["step by step", "a step ahead"])
 async def scene(
+    request: pytest.FixtureRequest,
     loaded: LoadedModel,
     manual_clock: ManualClock,
     tiny_model_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Scene]:
     monkeypatch.setattr(worker_module, "TICK_S", 0.01)
-    worker = make_worker(loaded, manual_clock, tiny_model_path)
+    worker = make_worker(loaded, manual_clock, tiny_model_path, runs_ahead=request.param)
     storage = worker.engine.storage
     memory = np.zeros(storage.num_blocks * storage.block_bytes, dtype=np.uint8)
     region = KVRegion(
