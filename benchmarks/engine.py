@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,9 +22,7 @@ from rich.table import Table
 from benchmarks.engine_peers.__main__ import PEERS
 from benchmarks.engine_peers.cases import CASES
 from benchmarks.machine import describe_machine
-
-ROOT = Path(__file__).parents[1]
-PEER_TIMEOUT_S = 900.0
+from benchmarks.peer_process import run_peer
 
 Findings = dict[str, dict[str, float]]
 """Seconds by peer and case; the limits' rates too."""
@@ -43,7 +39,8 @@ def main() -> None:
             for peer in args.peers:
                 console.print(f"{dtype}, {num_threads} threads: {peer}")
                 python = args.vllm if peer == "vllm" else sys.executable
-                findings[peer] = run_peer(python, peer, model, dtype, num_threads)
+                found = run_peer(python, peer, model, dtype, num_threads)
+                findings[peer] = {each["case"]: each["seconds"] for each in found}
             console.print(table_of(findings, f"{dtype}, {num_threads} threads"))
             runs.append({"dtype": dtype, "num_threads": num_threads, "findings": findings})
     if args.output_dir:
@@ -75,24 +72,6 @@ def model_path(model: str) -> Path:
     from pdray.model_source import resolve_model
 
     return resolve_model(model, print)
-
-
-def run_peer(python: str, peer: str, model: Path, dtype: str, num_threads: int) -> dict[str, float]:
-    """Runs to its end, or ends the benchmark with what it printed."""
-    command = [python, "-m", "benchmarks.engine_peers", "--peer", peer, "--model", str(model)]
-    command += ["--dtype", dtype, "--threads", str(num_threads)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PEER_TIMEOUT_S,
-    )
-    if done.returncode != 0:
-        sys.exit(f"{peer} failed:\n{done.stderr[-3000:]}")
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"case"')]
-    return {found["case"]: found["seconds"] for found in map(json.loads, lines)}
 
 
 def table_of(findings: Findings, title: str) -> Table:

@@ -8,15 +8,13 @@ The parts are the loader's own functions with a stopwatch round them: what runs 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 
 from benchmarks.process_memory import anonymous_bytes, peak_resident_bytes
+from benchmarks.stopwatch import Stopwatch
 
 KV_CACHE_BYTES = 1 << 30
 PARTS = ("config", "weights", "probe", "kernels", "fusion", "packing", "KV arena")
@@ -35,27 +33,6 @@ class Loading:
     peak_resident_bytes: int
 
 
-class Stopwatch:
-    """Seconds in each part."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-
-    def watch(self, part: str, module: ModuleType, name: str) -> None:
-        """Calls of the module's function count from here on."""
-        function: Callable[..., object] = getattr(module, name)
-
-        @functools.wraps(function)
-        def timed(*args: object, **kwargs: object) -> object:
-            started_at = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds[part] += time.perf_counter() - started_at
-
-        setattr(module, name, timed)
-
-
 def load(path: Path, dtype: str, num_threads: int) -> Loading:
     """To be called once in a process: the stopwatch stays where it is."""
     started_at = time.perf_counter()
@@ -64,7 +41,7 @@ def load(path: Path, dtype: str, num_threads: int) -> Loading:
     from pdray.engine.engine import Engine
 
     import_s = time.perf_counter() - started_at
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(PARTS)
     stopwatch.watch("config", model, "open_checkpoint")
     stopwatch.watch("config", model, "read_config")
     stopwatch.watch("weights", model, "read_model")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN
+from benchmarks.engine_peers.prefixes import Answer
 from pdray.core.request import Request, SamplingParams
 from pdray.engine.config import EngineConfig
 from pdray.engine.engine import Engine
@@ -18,7 +19,9 @@ MAX_STEP_TOKENS = 1024
 
 
 class PdrayPeer:
-    def __init__(self, model: Path, dtype: str, num_threads: int) -> None:
+    def __init__(
+        self, model: Path, dtype: str, num_threads: int, *, max_model_len: int = MAX_MODEL_LEN
+    ) -> None:
         self._engine = Engine.load(
             model,
             EngineConfig(
@@ -26,7 +29,7 @@ class PdrayPeer:
                 kv_cache_bytes=2 << 30,
                 max_tokens_per_step=MAX_STEP_TOKENS,
                 max_batch_size=MAX_BATCH,
-                max_model_len=MAX_MODEL_LEN,
+                max_model_len=max_model_len,
                 attention_backend="auto",
                 device="cpu",
                 dtype=dtype,
@@ -50,7 +53,15 @@ class PdrayPeer:
             pass
         return time.perf_counter() - started_at
 
-    def _add(self, prompts: list[list[int]], max_tokens: int) -> None:
+    def first_token(self, prompt: list[int]) -> Answer:
+        started_at = time.perf_counter()
+        (sequence,) = self._add([prompt], 1)
+        for _ in self._steps():
+            pass
+        elapsed_s = time.perf_counter() - started_at
+        return Answer(seconds=elapsed_s, cached_tokens=sequence.num_cached_tokens or 0)
+
+    def _add(self, prompts: list[list[int]], max_tokens: int) -> list[Sequence]:
         sampling = SamplingParams(
             max_tokens=max_tokens,
             temperature=0.0,
@@ -60,6 +71,7 @@ class PdrayPeer:
             stop_token_ids=(),
             ignore_eos=True,
         )
+        sequences: list[Sequence] = []
         for number, prompt in enumerate(prompts):
             request = Request(
                 request_id=str(number),
@@ -68,7 +80,9 @@ class PdrayPeer:
                 sampling=sampling,
                 cache_salt=None,
             )
-            self._engine.add(Sequence.from_request(request, 1, is_lent=False))
+            sequences.append(Sequence.from_request(request, 1, is_lent=False))
+            self._engine.add(sequences[-1])
+        return sequences
 
     def _steps(self) -> Iterator[StepOutput]:
         while self._engine.wait_for_work(0):

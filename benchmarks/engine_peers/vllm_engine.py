@@ -8,15 +8,24 @@ import os
 import time
 from typing import Any
 
+from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN, MAX_STEP_TOKENS
+from benchmarks.engine_peers.prefixes import Answer
+
 
 class VllmPeer:
-    def __init__(self, model: str, dtype: str, num_threads: int) -> None:
+    def __init__(
+        self,
+        model: str,
+        dtype: str,
+        num_threads: int,
+        *,
+        max_model_len: int = MAX_MODEL_LEN,
+        has_prefix_cache: bool = False,
+    ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{num_threads - 1}"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"
         from vllm import LLM, SamplingParams
-
-        from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN, MAX_STEP_TOKENS
 
         self._params = SamplingParams
         self._ids = itertools.count()
@@ -24,10 +33,10 @@ class VllmPeer:
             model,
             dtype=dtype,
             enforce_eager=True,
-            max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=MAX_STEP_TOKENS,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max(MAX_STEP_TOKENS, max_model_len),
             max_num_seqs=MAX_BATCH,
-            enable_prefix_caching=False,
+            enable_prefix_caching=has_prefix_cache,
         ).llm_engine
 
     def decode_steps(self, prompts: list[list[int]], num_steps: int) -> list[float]:
@@ -46,6 +55,15 @@ class VllmPeer:
         while self._engine.has_unfinished_requests():
             self._step(counts)
         return time.perf_counter() - started_at
+
+    def first_token(self, prompt: list[int]) -> Answer:
+        started_at = time.perf_counter()
+        self._add([prompt], 1)
+        outputs: list[Any] = []
+        while self._engine.has_unfinished_requests():
+            outputs += self._engine.step()
+        elapsed_s = time.perf_counter() - started_at
+        return Answer(seconds=elapsed_s, cached_tokens=outputs[-1].num_cached_tokens or 0)
 
     def _add(self, prompts: list[list[int]], max_tokens: int) -> dict[str, int]:
         """Tokens so far by request id."""

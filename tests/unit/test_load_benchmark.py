@@ -10,16 +10,17 @@ import pytest
 
 from benchmarks import load
 from benchmarks.file_reading import drop_from_cache, is_any_cached, read_seconds, touch_seconds
-from benchmarks.loading import PARTS, Stopwatch
+from benchmarks.loading import PARTS
 from benchmarks.model_formats import FORMATS, write_format
 from benchmarks.process_memory import anonymous_bytes, peak_resident_bytes
+from benchmarks.stopwatch import Stopwatch
 from pdray.engine.checkpoint import open_checkpoint
 
 
 def test_a_stopwatch_adds_up_calls_and_changes_nothing_else() -> None:
     module = ModuleType("loader")
     module.half = lambda number, *, of=2: number / of  # type: ignore[attr-defined]
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(PARTS)
     stopwatch.watch("config", module, "half")
     assert module.half(6) == 3
     first_s = stopwatch.seconds["config"]
