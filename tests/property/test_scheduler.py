@@ -1,5 +1,6 @@
 """The scheduler under any order of arrivals, cancellations and steps: no block is lost or shared,
-budgets hold, prompts never run out of blocks, the oldest goes on, and all ends."""
+budgets hold, prompts never run out of blocks, and nobody starves: the oldest goes on in every step
+as it would alone, and all end in a number of steps that is known beforehand."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pdray.engine.block_needs import first_needed_block, max_sequence_tokens, num_blocks_of
+from pdray.engine.scheduler import StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.kvcache.block_pool import BlockPool
 from tests.engine_driver import request_of, sampling_params
@@ -21,6 +23,17 @@ PROMPTS = [[kind * (position >= 48) for position in range(200)] for kind in (0, 
 KINDS = st.integers(0, len(PROMPTS) - 1)
 # Whole blocks often: the ends of hits are there.
 LENGTHS = st.integers(1, 200) | st.integers(1, 12).map(lambda count: count * BLOCK_SIZE)
+
+
+MIN_CHUNK_TOKENS = MAX_TOKENS_PER_STEP - (MAX_BATCH_SIZE - 1)
+"""What decodes leave of a step to the oldest prompt."""
+
+
+def steps_alone(sequence: Sequence) -> int:
+    """At most, of one that nobody goes before, with all that it will ever say computed again at
+    its end."""
+    num_outputs = sequence.request.sampling.max_tokens
+    return -(-(sequence.num_prefill_tokens + num_outputs) // MIN_CHUNK_TOKENS) + num_outputs
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -115,25 +128,36 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         had_work = self.scheduler.has_work
+        oldest = self.oldest_running()
         plan = self.scheduler.schedule()
         assert bool(plan.chunks or plan.num_preemptions) == had_work
         assert plan.num_tokens <= MAX_TOKENS_PER_STEP
         assert self.scheduler.num_running <= MAX_BATCH_SIZE
         assert len({chunk.sequence for chunk in plan.chunks}) == len(plan.chunks)
         assert all(chunk.sequence.is_decoding for chunk in plan.chunks[: plan.num_decodes])
-        if self.live and plan.chunks:
-            self.assert_the_oldest_runs([chunk.sequence for chunk in plan.chunks])
+        self.assert_the_oldest_goes_on(oldest, plan)
         token_ids = self.kv.run(plan)
         for chunk in plan.chunks:
             self.scheduler.advance(chunk)
             if chunk.sequence in token_ids:
                 self.sample(chunk.sequence, token_ids[chunk.sequence])
 
-    def assert_the_oldest_runs(self, scheduled: list[Sequence]) -> None:
+    def oldest_running(self) -> Sequence | None:
         running = [each for each in self.live if each.state is SequenceState.RUNNING]
-        oldest = min(running, key=lambda each: each.age)
-        if oldest.is_decoding:
-            assert oldest in scheduled
+        return min(running, key=lambda each: each.age, default=None)
+
+    def assert_the_oldest_goes_on(self, before: Sequence | None, plan: StepPlan) -> None:
+        """``before`` was the oldest until this step was planned."""
+        if before is not None and before.state is not SequenceState.RUNNING:
+            promised = [*self.lent, *self.reserved, *(each for each in self.live if each.is_lent)]
+            assert promised, "the oldest was preempted, and nobody holds what cannot be taken"
+        oldest = self.oldest_running()
+        if oldest is not None:
+            computed = {chunk.sequence: chunk.num_tokens for chunk in plan.chunks}
+            assert oldest in computed
+            if oldest is before:
+                wanted = min(MIN_CHUNK_TOKENS, oldest.num_uncomputed_tokens)
+                assert computed[oldest] >= wanted, "others had a part of what the oldest could use"
 
     def sample(self, sequence: Sequence, token_id: int) -> None:
         sequence.output_token_ids.append(token_id)
@@ -173,15 +197,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
-        for _ in range(5000):
+        # Every step brings the oldest that runs nearer to its end; it can lose that only to an
+        # older one that starts, of which there are fewer than sequences.
+        max_steps = len(self.live) * sum(map(steps_alone, self.live))
+        num_steps = 0
+        while self.live or self.lent or self.reserved:
             for sequence in [*self.lent, *self.reserved]:
                 self.scheduler.release(sequence)
             self.lent, self.reserved = [], []
-            if not self.live:
-                break
-            assert self.scheduler.has_work, "sequences wait, and nothing holds them up"
-            self.step()
-        assert not self.live, "some sequence never ends"
+            if self.live:
+                assert self.scheduler.has_work, "sequences wait, and nothing holds them up"
+                assert num_steps < max_steps, "some sequence starves"
+                self.step()
+                num_steps += 1
         assert self.pool.num_available_blocks == self.pool.num_blocks
 
 
