@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.core import types
+from numba.extending import overload
 
-from pdray.engine.elements import aligned, rows
+from pdray.engine.elements import aligned, narrow, rows, widen
 from pdray.engine.openmp import arguments, share
-from pdray.engine.vectors import LANES, outer_product
+from pdray.engine.vectors import LANES, outer_product, pair_product
 
 PANEL_OUTPUTS = 64
 
@@ -15,16 +17,19 @@ _MAX_TILE_ROWS = 6
 """Times four vectors: 24 of the 32 registers hold sums."""
 _PANEL_ROW_BYTES = 4 * PANEL_OUTPUTS
 _CHUNK_INPUTS = 64
-"""16 KiB of a panel."""
+"""Or pairs of them: 16 KiB of a panel."""
 _FP32 = np.empty(0, np.float32)
+_BF16 = np.empty(0, np.int16)
 
-_one, _two, _three, _four, _five, _six = (
-    outer_product(num_rows, PANEL_OUTPUTS // LANES) for num_rows in range(1, _MAX_TILE_ROWS + 1)
+_shapes = [(num_rows, PANEL_OUTPUTS // LANES) for num_rows in range(1, _MAX_TILE_ROWS + 1)]
+_one, _two, _three, _four, _five, _six = (outer_product(*shape) for shape in _shapes)
+_pair_one, _pair_two, _pair_three, _pair_four, _pair_five, _pair_six = (
+    pair_product(*shape) for shape in _shapes
 )
 
 
 @njit
-def _multiply_tile(num_rows, data, row_bytes, panel, num_inputs, sums):
+def _multiply_floats(num_rows, data, row_bytes, panel, num_inputs, sums):
     step, ahead = _PANEL_ROW_BYTES, panel + _CHUNK_INPUTS * _PANEL_ROW_BYTES
     if num_rows == 6:
         _six(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
@@ -41,7 +46,40 @@ def _multiply_tile(num_rows, data, row_bytes, panel, num_inputs, sums):
 
 
 @njit
-def _multiply_panel(data, num_rows, num_inputs, panel, sums):
+def _multiply_pairs(num_rows, data, row_bytes, panel, num_pairs, sums):
+    step, ahead = _PANEL_ROW_BYTES, panel + _CHUNK_INPUTS * _PANEL_ROW_BYTES
+    if num_rows == 6:
+        _pair_six(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
+    elif num_rows == 5:
+        _pair_five(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
+    elif num_rows == 4:
+        _pair_four(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
+    elif num_rows == 3:
+        _pair_three(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
+    elif num_rows == 2:
+        _pair_two(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
+    else:
+        _pair_one(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
+
+
+def _multiply(num_rows, data, row_bytes, panel, num_inputs, sums, like):
+    """A tile's rows with as many inputs, or pairs of them, of a panel."""
+    raise NotImplementedError
+
+
+@overload(_multiply)
+def _multiply_kind(num_rows, data, row_bytes, panel, num_inputs, sums, like):
+    # Not every CPU has the instruction for pairs: only the kind that is asked for is compiled.
+    multiply = _multiply_floats if like == types.float32 else _multiply_pairs
+
+    def call(num_rows, data, row_bytes, panel, num_inputs, sums, like):
+        multiply(num_rows, data, row_bytes, panel, num_inputs, sums)
+
+    return call
+
+
+@njit
+def _multiply_panel(data, num_rows, num_inputs, panel, sums, like):
     tiles = (num_rows + _MAX_TILE_ROWS - 1) // _MAX_TILE_ROWS
     # One tile's sums stay in registers all the way; of more, chunks are read by each in turn.
     chunk_inputs = num_inputs if tiles == 1 else _CHUNK_INPUTS
@@ -52,28 +90,44 @@ def _multiply_panel(data, num_rows, num_inputs, panel, sums):
             first, last = num_rows * tile // tiles, num_rows * (tile + 1) // tiles
             row = data + (first * num_inputs + start) * 4
             tile_sums = sums + first * _PANEL_ROW_BYTES
-            _multiply_tile(last - first, row, num_inputs * 4, chunk, count, tile_sums)
+            _multiply(last - first, row, num_inputs * 4, chunk, count, tile_sums, like)
 
 
 @njit
-def _start(sums, bias, num_rows):
-    for row in range(num_rows):
+def _start(sums, bias):
+    for row in range(sums.shape[0]):
         for i in range(PANEL_OUTPUTS):
-            sums[row * PANEL_OUTPUTS + i] = bias[i]
+            sums[row, i] = widen(bias[i])
+
+
+@njit
+def _finish(out, sums, like):
+    for i in range(PANEL_OUTPUTS):
+        out[i] = narrow(sums[i], like)
+
+
+@njit
+def _multiply_panels(args, elements):
+    num_rows, num_inputs, num_outputs, bias, out = args[0], args[1], args[2], args[5], args[6]
+    like, num_bytes = elements.dtype.type(0), elements.itemsize
+    sums = aligned(num_rows * PANEL_OUTPUTS).reshape(num_rows, PANEL_OUTPUTS)
+    no_bias = np.zeros(PANEL_OUTPUTS, elements.dtype)
+    begin, end = share(num_outputs // PANEL_OUTPUTS)
+    for index in range(begin, end):
+        column = index * PANEL_OUTPUTS * num_bytes
+        _start(sums, rows(bias + column, PANEL_OUTPUTS, elements) if bias != 0 else no_bias)
+        panel = args[4] + index * num_inputs * _PANEL_ROW_BYTES
+        _multiply_panel(args[3], num_rows, num_inputs, panel, sums.ctypes.data, like)
+        for row in range(num_rows):
+            place = out + row * num_outputs * num_bytes + column
+            _finish(rows(place, PANEL_OUTPUTS, elements), sums[row], like)
 
 
 def multiply_panels(address):
     """[rows, inputs, outputs, input, panels, bias, out]; a bias at 0 is none"""
-    args = arguments(address)
-    num_rows, num_inputs, num_outputs, bias, out = args[0], args[1], args[2], args[5], args[6]
-    sums = aligned(num_rows * PANEL_OUTPUTS)
-    no_bias = np.zeros(PANEL_OUTPUTS, np.float32)
-    begin, end = share(num_outputs // PANEL_OUTPUTS)
-    for index in range(begin, end):
-        column = index * PANEL_OUTPUTS * 4
-        _start(sums, rows(bias + column, PANEL_OUTPUTS, _FP32) if bias != 0 else no_bias, num_rows)
-        panel = args[4] + index * num_inputs * _PANEL_ROW_BYTES
-        _multiply_panel(args[3], num_rows, num_inputs, panel, sums.ctypes.data)
-        for row in range(num_rows):
-            to = rows(out + row * num_outputs * 4 + column, PANEL_OUTPUTS, _FP32)
-            to[:] = sums[row * PANEL_OUTPUTS : (row + 1) * PANEL_OUTPUTS]
+    _multiply_panels(arguments(address), _FP32)
+
+
+def multiply_pair_panels(address):
+    """The same in bf16, with pairs of inputs in place of inputs."""
+    _multiply_panels(arguments(address), _BF16)

@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
     def reuse_output(self) -> None:
         """From then on a result is good until the next call only. For an output layer: its
         results are so large that fresh memory costs a quarter of the product's time."""
-        self._output = OutputBuffer()
+        self._output = OutputBuffer(self.weight.dtype)
 
     def forward(self, input_TI: torch.Tensor) -> torch.Tensor:
         num_outputs, num_inputs = self.weight.shape
@@ -58,15 +58,16 @@ class PackedLinear(nn.Module):
 
 
 class OutputBuffer:
-    """Memory for fp32 results of one layer, as large as the largest so far."""
+    """Memory for one layer's results, as large as the largest so far."""
 
-    def __init__(self) -> None:
-        self._values = torch.empty(0)
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._values = torch.empty(0, dtype=dtype)
 
     def of(self, shape: tuple[int, ...]) -> torch.Tensor:
         size = math.prod(shape)
         if size > len(self._values):
-            self._values = torch.frombuffer(map_host_memory(4 * size), dtype=torch.float32)
+            memory = map_host_memory(size * self._values.itemsize)
+            self._values = torch.frombuffer(memory, dtype=self._values.dtype)
         return self._values[:size].view(shape)
 
 

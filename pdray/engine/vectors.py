@@ -16,13 +16,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-has_avx512: bool = llvm.get_host_cpu_features().get("avx512f", False)
+_features = llvm.get_host_cpu_features()
+has_avx512: bool = _features.get("avx512f", False)
+has_avx512_bf16: bool = _features.get("avx512bf16", False)
 LANES = 16 if has_avx512 else 8
 VECTOR_BYTES = 4 * LANES
 
 _float, _int8, _int16 = ir.FloatType(), ir.IntType(8), ir.IntType(16)
 _int32, _int64 = ir.IntType(32), ir.IntType(64)
 _vector = ir.VectorType(_float, LANES)
+_integers = ir.VectorType(_int32, LANES)
 _LINE_BYTES = 64
 
 
@@ -37,37 +40,63 @@ def outer_product(num_rows: int, num_vectors: int):
         return types.void(like, *[types.int64] * 8), codegen
 
     def codegen(context, builder, signature, args):
-        _, data, data_bytes, values, value_bytes, size, sums, sum_bytes, ahead = args
         vectors = _Vectors(builder, is_bf16=signature.args[0].dtype == types.int16)
-        sum_places = [
-            place
-            for row in vectors.places(sums, num_rows, sum_bytes)
-            for place in vectors.places(row, num_vectors, _int64(VECTOR_BYTES))
-        ]
-
-        def step(totals, ahead_at, data_at, values_at):
-            vectors.fetch(ahead_at, num_vectors)
-            row_places = vectors.places(values_at, num_vectors, vectors.stored_bytes(1))
-            row = [vectors.load_stored(place) for place in row_places]
-            return [
-                vectors.multiply_add(factor, value, totals[r * num_vectors + i])
-                for r, place in enumerate(vectors.places(data_at, num_rows, data_bytes))
-                for factor in [vectors.broadcast(place)]
-                for i, value in enumerate(row)
-            ]
-
-        strides = [
-            (ahead, vectors.stored_bytes(num_vectors)),
-            (data, _int64(4)),
-            (values, value_bytes),
-        ]
-        starts = [vectors.load(place) for place in sum_places]
-        totals = vectors.loop(size, strides, starts, step)
-        for place, total in zip(sum_places, totals, strict=True):
-            vectors.store(total, place)
+        _add_outer_product(
+            vectors, (num_rows, num_vectors), vectors.load_stored, vectors.multiply_add, *args[1:]
+        )
         return context.get_dummy_value()
 
     return multiply
+
+
+def pair_product(num_rows: int, num_vectors: int):
+    """An outer product of bf16, on a CPU with AVX-512's instruction for it: the input [num_rows,
+    2 * size], and values [size, num_vectors * LANES, 2], both of bf16. Sums are fp32."""
+
+    @intrinsic
+    def multiply(
+        typing_context, data, data_bytes, values, value_bytes, size, sums, sum_bytes, ahead
+    ):
+        return types.void(*[types.int64] * 8), codegen
+
+    def codegen(context, builder, signature, args):
+        vectors = _Vectors(builder, is_bf16=False)  # a pair has the size of a float
+        _add_outer_product(
+            vectors, (num_rows, num_vectors), vectors.load, vectors.multiply_add_pairs, *args
+        )
+        return context.get_dummy_value()
+
+    return multiply
+
+
+def _add_outer_product(
+    vectors, shape, load, add, data, data_bytes, values, value_bytes, size, sums, sum_bytes, ahead
+):
+    num_rows, num_vectors = shape
+    places = [
+        place
+        for row in vectors.places(sums, num_rows, sum_bytes)
+        for place in vectors.places(row, num_vectors, _int64(VECTOR_BYTES))
+    ]
+
+    def step(totals, ahead_at, data_at, values_at):
+        vectors.fetch(ahead_at, num_vectors)
+        row = [load(at) for at in vectors.places(values_at, num_vectors, vectors.stored_bytes(1))]
+        return [
+            add(factor, value, totals[r * num_vectors + i])
+            for r, place in enumerate(vectors.places(data_at, num_rows, data_bytes))
+            for factor in [vectors.broadcast(place)]
+            for i, value in enumerate(row)
+        ]
+
+    strides = [
+        (ahead, vectors.stored_bytes(num_vectors)),
+        (data, _int64(4)),
+        (values, value_bytes),
+    ]
+    totals = vectors.loop(size, strides, [vectors.load(place) for place in places], step)
+    for place, total in zip(places, totals, strict=True):
+        vectors.store(total, place)
 
 
 def inner_product(num_rows: int, num_others: int):
@@ -110,6 +139,19 @@ def inner_product(num_rows: int, num_others: int):
         return context.get_dummy_value()
 
     return multiply
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM has this type, and llvmlite no name for it."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
 
 
 class _Vectors:
@@ -161,10 +203,10 @@ class _Vectors:
             return self.load(address)
         # The bits of a bf16 are the upper half of a float's.
         builder = self._builder
-        halves, wholes = (ir.VectorType(kind, LANES) for kind in (_int16, _int32))
+        halves = ir.VectorType(_int16, LANES)
         bits = builder.load(self._pointer(address, halves), align=2)
-        shift = ir.Constant(wholes, [16] * LANES)
-        return builder.bitcast(builder.shl(builder.zext(bits, wholes), shift), _vector)
+        shift = ir.Constant(_integers, [16] * LANES)
+        return builder.bitcast(builder.shl(builder.zext(bits, _integers), shift), _vector)
 
     def store(self, value, address) -> None:
         self._builder.store(value, self._pointer(address, value.type), align=4)
@@ -181,6 +223,17 @@ class _Vectors:
             self._builder.module, kind, f"llvm.fma.v{LANES}f32"
         )
         return self._builder.call(function, [left, right, total])
+
+    def multiply_add_pairs(self, left, right, total):
+        """``left`` and ``right`` are pairs of bf16."""
+        pairs = ir.VectorType(_BFloat(), 2 * LANES)
+        function = cgutils.get_or_insert_function(
+            self._builder.module,
+            ir.FunctionType(_vector, [_vector, pairs, pairs]),
+            f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}",
+        )
+        left, right = (self._builder.bitcast(each, pairs) for each in (left, right))
+        return self._builder.call(function, [total, left, right])
 
     def fetch(self, address, num_vectors: int) -> None:
         """Every cache line of so many stored vectors."""

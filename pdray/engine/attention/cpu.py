@@ -1,4 +1,4 @@
-"""Attention on a CPU: decodes read their blocks in place, prompts go through torch.
+"""Attention on a CPU: decodes read their blocks in place, prompts go in tiles.
 
 Tensor suffixes as in base.py.
 """
@@ -13,7 +13,6 @@ from pdray.core.errors import ConfigError
 from pdray.engine.attention import cpu_kernels
 from pdray.engine.attention.base import AttentionParams, GroupBatch, StaticDecodes
 from pdray.engine.attention.cpu_prompts import TiledPrompts
-from pdray.engine.attention.prompts import PromptAttention
 from pdray.engine.openmp import compile_body, float_bits, launch
 from pdray.kvcache.storage import TORCH_DTYPES, LayerCache
 
@@ -31,7 +30,7 @@ class CpuBackend:
             )
 
     def plan(self, batch: GroupBatch, device: torch.device) -> CpuGroupAttention:
-        return CpuGroupAttention(batch, device)
+        return CpuGroupAttention(batch)
 
     def plan_static(
         self, batch: GroupBatch, max_blocks: int, device: torch.device
@@ -40,15 +39,14 @@ class CpuBackend:
 
 
 class CpuGroupAttention:
-    def __init__(self, batch: GroupBatch, device: torch.device) -> None:
+    def __init__(self, batch: GroupBatch) -> None:
         self._batch = batch
         self._tables = np.ascontiguousarray(batch.block_tables_SB[: batch.num_decodes])
         self._contexts = _contexts(batch)
         self._num_threads = torch.get_num_threads()
         self._write_rows = compile_body(cpu_kernels.write_rows)
         self._attend_decodes = compile_body(cpu_kernels.attend_decodes)
-        self._device = device
-        self._prompts: TiledPrompts | PromptAttention | None = None
+        self._prompts: TiledPrompts | None = None
 
     def attend(
         self,
@@ -64,18 +62,10 @@ class CpuGroupAttention:
         if self._batch.num_decodes:
             self._attend(cache, query_NTH, params, out_TNH)
         if num_tokens > self._batch.num_decodes:
-            prompts = self._plan_prompts(query_NTH.dtype)
-            prompts.attend(cache, query_NTH, key_KTH, value_KTH, params, out_TNH)
+            if self._prompts is None:
+                self._prompts = TiledPrompts(self._batch)
+            self._prompts.attend(cache, query_NTH, key_KTH, value_KTH, params, out_TNH)
         return out_TNH
-
-    def _plan_prompts(self, dtype: torch.dtype) -> TiledPrompts | PromptAttention:
-        if self._prompts is None:
-            is_fp32 = dtype == torch.float32
-            # torch's own is fast in bf16, and keeps its scores in fp32.
-            self._prompts = (
-                TiledPrompts(self._batch) if is_fp32 else PromptAttention(self._batch, self._device)
-            )
-        return self._prompts
 
     def _write(self, cache: LayerCache, key_KTH: torch.Tensor, value_KTH: torch.Tensor) -> None:
         block_stride, head_stride = cache.k_BKPH.stride()[:2]

@@ -1,5 +1,6 @@
-"""Attention of prompts' chunks on a CPU, in fp32: tiles of queries against the keys they see,
-through the same matrix kernels as the linear layers.
+"""Attention of prompts' chunks on a CPU: tiles of queries against the keys they see, through the
+same matrix kernels as the linear layers. In fp32 whatever the cache keeps, as bf16 scores would
+be too coarse.
 
 Tensor suffixes as in base.py; G query heads of one KV head, R the queries of a tile, C its keys.
 The scores of one tile and KV head are in memory at a time, never a prompt's whole matrix.
@@ -50,9 +51,9 @@ class TiledPrompts:
                 heads = slice(kv_head * group, (kv_head + 1) * group)
                 self._attend_heads(
                     prompt,
-                    query_NTH[heads, rows],
-                    key_KCH[kv_head].contiguous(),
-                    value_KCH[kv_head].contiguous(),
+                    query_NTH[heads, rows].float(),
+                    key_KCH[kv_head].float().contiguous(),
+                    value_KCH[kv_head].float().contiguous(),
                     params,
                     heads,
                     out_TNH[rows, heads],

@@ -6,38 +6,49 @@ from torch import nn
 
 from pdray.engine.few_rows import MAX_ROWS, FewRows
 from pdray.engine.linear import PackedLinear
-from pdray.engine.vectors import has_avx512
+from pdray.engine.vectors import has_avx512, has_avx512_bf16
 
 
 def packed(weight_OI: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI, 16)
 
 
-@pytest.mark.skipif(not has_avx512, reason="panels of 64 outputs are how AVX-512 is served")
+DTYPES = [
+    pytest.param(torch.float32, marks=pytest.mark.skipif(not has_avx512, reason="no AVX-512")),
+    pytest.param(
+        torch.bfloat16, marks=pytest.mark.skipif(not has_avx512_bf16, reason="no AVX-512 bf16")
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 13, 32, MAX_ROWS, MAX_ROWS + 1, 200])
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(16, 64), (64, 128), (208, 640)])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(64, 64), (128, 128), (320, 640)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_products_are_torchs(
-    num_rows: int, num_inputs: int, num_outputs: int, has_bias: bool
+    num_rows: int, num_inputs: int, num_outputs: int, has_bias: bool, dtype: torch.dtype
 ) -> None:
-    weight, data = torch.randn(num_outputs, num_inputs), torch.randn(num_rows, num_inputs)
-    bias = torch.randn(num_outputs) if has_bias else None
-    out = torch.full((num_rows, num_outputs), torch.nan)
+    weight = torch.randn(num_outputs, num_inputs).to(dtype)
+    data = torch.randn(num_rows, num_inputs).to(dtype)
+    bias = torch.randn(num_outputs).to(dtype) if has_bias else None
+    out = torch.full((num_rows, num_outputs), torch.nan, dtype=dtype)
     few_rows = FewRows.of(packed(weight), weight)
     assert few_rows is not None
     few_rows.multiply(data, num_rows, bias, out)
     expected = torch.nn.functional.linear(data.double(), weight.double())
     expected = expected if bias is None else expected + bias
-    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    # A bf16 has eight bits.
+    tolerance = 1e-4 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
     ("size", "dtype"),
-    [((100, 64), torch.float32), ((128, 63), torch.float32), ((128, 64), torch.bfloat16)],
+    [((100, 64), torch.float32), ((128, 63), torch.float32), ((128, 64), torch.float16)],
 )
 def test_other_forms_are_left_to_onednn(size: tuple[int, int], dtype: torch.dtype) -> None:
-    weight = torch.randn(size).to(dtype)
-    assert FewRows.of(packed(weight), weight) is None
+    weight = torch.randn(size)
+    assert FewRows.of(packed(weight), weight.to(dtype)) is None
 
 
 def test_a_weight_that_lies_otherwise_is_left_to_onednn() -> None:
