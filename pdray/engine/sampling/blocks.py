@@ -57,8 +57,16 @@ class BlockMaxima:
 
     def __init__(self, logits_SV: torch.Tensor) -> None:
         self._logits_SV = logits_SV
-        self._maxima_SB = reduce_blocks(torch.amax, logits_SV)
+        self._maxima_SB = self._maxima()
         self.best_S, self.best_ids_S = self._best()
+
+    def _maxima(self) -> torch.Tensor:
+        if self._logits_SV.device.type == "cpu" and self._logits_SV.dtype == torch.bfloat16:
+            from pdray.engine.sampling import compiled
+
+            if compiled.is_available:
+                return compiled.find_maxima(self._logits_SV.contiguous())
+        return reduce_blocks(torch.amax, self._logits_SV)
 
     def _best(self) -> tuple[torch.Tensor, torch.Tensor]:
         blocks_S1 = self._maxima_SB.argmax(-1, keepdim=True)

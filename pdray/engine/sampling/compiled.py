@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from pdray.engine import openmp
 from pdray.engine.openmp import compile_body, launch
-from pdray.engine.sampling import mask_kernels, row_kernels
+from pdray.engine.sampling import mask_kernels, maxima_kernels, row_kernels
+from pdray.engine.sampling.blocks import BLOCK
 
 is_available = openmp.is_available
 
 BODIES = (
     mask_kernels.forbid,
+    maxima_kernels.find_maxima,
     row_kernels.add_weights,
     row_kernels.draw,
     row_kernels.largest,
@@ -27,6 +29,25 @@ def compile_bodies() -> None:
     """Takes seconds where none of it is kept on disk: to be done before requests come."""
     for body in BODIES:
         compile_body(body)
+
+
+def find_maxima(logits_SV: torch.Tensor) -> torch.Tensor:
+    """[S, B] of bfloat16 ones."""
+    assert logits_SV.dtype == torch.bfloat16, logits_SV.dtype
+    assert logits_SV.is_contiguous(), "a matrix in pieces"
+    num_rows, vocab_size = logits_SV.shape
+    maxima_SB = logits_SV.new_empty(num_rows, -(-vocab_size // BLOCK))
+    launch(
+        compile_body(maxima_kernels.find_maxima),
+        torch.get_num_threads(),
+        (
+            num_rows,
+            vocab_size,
+            logits_SV.data_ptr(),
+            maxima_SB.data_ptr(),
+        ),
+    )
+    return maxima_SB
 
 
 def forbid(logits_SV: torch.Tensor, rows_R: torch.Tensor, masks_RW: NDArray[np.int32]) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pdray.engine.sampling.blocks import BLOCK, BlockMaxima
+from pdray.engine.sampling.blocks import BLOCK, BlockMaxima, reduce_blocks
 from pdray.engine.sampling.choosing import Weights
-from pdray.engine.sampling.compiled import CompiledRows
+from pdray.engine.sampling.compiled import CompiledRows, find_maxima
 from pdray.engine.sampling.scratch import Scratch
 from pdray.engine.sampling.weighing import CompiledWeights, weigh
 from tests.unit.engine.sampling.rows import drawn, random_logits
@@ -40,6 +40,15 @@ def masked_logits(vocab_size: int) -> torch.Tensor:
     logits_SV[1, torch.arange(vocab_size) % 10 > 0] = -torch.inf
     logits_SV[2, 1:] = -torch.inf
     return logits_SV
+
+
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+def test_maxima_of_bf16_blocks_are_torchs(vocab_size: int) -> None:
+    logits_SV = masked_logits(vocab_size).bfloat16()
+    logits_SV[0, -1], logits_SV[1, 0], logits_SV[3, 1] = torch.nan, -torch.nan, torch.inf
+    logits_SV[4] = -logits_SV[4].abs()
+    theirs_SB = reduce_blocks(torch.amax, logits_SV)
+    torch.testing.assert_close(find_maxima(logits_SV), theirs_SB, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
