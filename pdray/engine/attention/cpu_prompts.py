@@ -18,7 +18,7 @@ from pdray.engine.attention.prompts import PromptRows, context_of, plan_prompts
 from pdray.engine.openmp import compile_body, float_bits, launch
 from pdray.kvcache.storage import LayerCache
 
-TILE_QUERIES = 256
+TILE_QUERIES = 128
 """Larger ones compute more that the mask hides, smaller ones feed the matrix kernels less."""
 MAX_SCORES = 1 << 23
 """In memory at a time: 32 MiB."""
