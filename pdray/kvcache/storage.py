@@ -32,7 +32,7 @@ class LayerCache:
 
 class KVStorage:
     """Owns the arena for as long as the worker lives. Zero at first; on the host it starts at a
-    page and takes memory only where it was written. Past the ``num_blocks`` there is one more
+    page, and all of its memory is taken at once. Past the ``num_blocks`` there is one more
     block, for what is computed and never read. On a device, what is asked for is done in the order
     of the current stream, and not waited for."""
 
