@@ -11,7 +11,6 @@
     +-- WorkerLostError             a worker died under a request, or cut its link (503)
     +-- SlowReaderError             the client fell too far behind its own stream
     +-- UnsupportedModelError       a model that pdray cannot serve, with the reason
-    +-- LayoutMismatchError         two pools whose KV layouts cannot be converted
     +-- TransferError               a read of a peer's blocks failed
     +-- RankLostError               a process of a tensor-parallel worker died: it cannot go on
     +-- LinkError                   a link could not be made or was lost
@@ -65,10 +64,6 @@ class SlowReaderError(PdrayError):
 
 class UnsupportedModelError(PdrayError):
     """The model cannot be served; the message says why."""
-
-
-class LayoutMismatchError(PdrayError):
-    """Two workers' KV layouts cannot be converted into each other; the message has both."""
 
 
 class TransferError(PdrayError):
