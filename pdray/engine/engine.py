@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from pdray.core.errors import InvalidRequestError
 from pdray.core.handoff import BlockRun
 from pdray.engine.block_needs import first_needed_block
@@ -21,6 +19,7 @@ from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder, recorder_for
 from pdray.engine.ending import Ending, error_of
 from pdray.engine.grammar import Grammars
+from pdray.engine.host import prepare_host
 from pdray.engine.launcher import LaunchedStep, Launcher
 from pdray.engine.limits import check_limits, longest_sequence
 from pdray.engine.model import LoadedModel, check_ranks, load_model
@@ -110,8 +109,7 @@ class Engine:
     def load(cls, model_path: Path, config: EngineConfig) -> Engine:
         """Slow. Raises UnsupportedModelError, ConfigError for limits that cannot be, and
         RankLostError."""
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        prepare_host(config)
         if config.tensor_parallel == 1:
             loaded = load_model(model_path, dtype=config.dtype, device=config.device)
             return cls(

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from pdray.engine.host import prepare_host
 from pdray.engine.model import load_model
 from pdray.engine.runner import Runner, make_layout, make_runner
 from pdray.engine.tensor_parallel.exchanges import Exchanges
@@ -61,8 +62,7 @@ def _load(steps: Connection) -> Runner:
         os.environ["LOCAL_RANK"] = str(begin.rank)  # where transformers loads to
         config = replace(config, device=f"cuda:{begin.rank}")
         torch.cuda.set_device(begin.rank)
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    prepare_host(config)
 
     def connect() -> Exchanges:
         steps.send(Loaded())
