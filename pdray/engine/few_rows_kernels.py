@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
-from numba.core import types
-from numba.extending import overload
 
 from pdray.engine.elements import aligned, narrow, rows, widen
 from pdray.engine.openmp import arguments, share
-from pdray.engine.vectors import LANES, outer_product, pair_product
+from pdray.engine.vectors import LANES, packed_product
 
 PANEL_OUTPUTS = 64
 
@@ -21,65 +19,30 @@ _CHUNK_INPUTS = 64
 _FP32 = np.empty(0, np.float32)
 _BF16 = np.empty(0, np.int16)
 
-_shapes = [(num_rows, PANEL_OUTPUTS // LANES) for num_rows in range(1, _MAX_TILE_ROWS + 1)]
-_one, _two, _three, _four, _five, _six = (outer_product(*shape) for shape in _shapes)
-_pair_one, _pair_two, _pair_three, _pair_four, _pair_five, _pair_six = (
-    pair_product(*shape) for shape in _shapes
+_one, _two, _three, _four, _five, _six = (
+    packed_product(num_rows, PANEL_OUTPUTS // LANES) for num_rows in range(1, _MAX_TILE_ROWS + 1)
 )
 
 
 @njit
-def _multiply_floats(num_rows, data, row_bytes, panel, num_inputs, sums):
+def _multiply(num_rows, data, row_bytes, panel, num_inputs, sums, elements):
     step, ahead = _PANEL_ROW_BYTES, panel + _CHUNK_INPUTS * _PANEL_ROW_BYTES
     if num_rows == 6:
-        _six(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+        _six(elements, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
     elif num_rows == 5:
-        _five(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+        _five(elements, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
     elif num_rows == 4:
-        _four(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+        _four(elements, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
     elif num_rows == 3:
-        _three(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+        _three(elements, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
     elif num_rows == 2:
-        _two(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+        _two(elements, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
     else:
-        _one(_FP32, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
+        _one(elements, data, row_bytes, panel, step, num_inputs, sums, step, ahead)
 
 
 @njit
-def _multiply_pairs(num_rows, data, row_bytes, panel, num_pairs, sums):
-    step, ahead = _PANEL_ROW_BYTES, panel + _CHUNK_INPUTS * _PANEL_ROW_BYTES
-    if num_rows == 6:
-        _pair_six(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
-    elif num_rows == 5:
-        _pair_five(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
-    elif num_rows == 4:
-        _pair_four(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
-    elif num_rows == 3:
-        _pair_three(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
-    elif num_rows == 2:
-        _pair_two(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
-    else:
-        _pair_one(data, row_bytes, panel, step, num_pairs, sums, step, ahead)
-
-
-def _multiply(num_rows, data, row_bytes, panel, num_inputs, sums, like):
-    """A tile's rows with as many inputs, or pairs of them, of a panel."""
-    raise NotImplementedError
-
-
-@overload(_multiply)
-def _multiply_kind(num_rows, data, row_bytes, panel, num_inputs, sums, like):
-    # Not every CPU has the instruction for pairs: only the kind that is asked for is compiled.
-    multiply = _multiply_floats if like == types.float32 else _multiply_pairs
-
-    def call(num_rows, data, row_bytes, panel, num_inputs, sums, like):
-        multiply(num_rows, data, row_bytes, panel, num_inputs, sums)
-
-    return call
-
-
-@njit
-def _multiply_panel(data, num_rows, num_inputs, panel, sums, like):
+def _multiply_panel(data, num_rows, num_inputs, panel, sums, elements):
     tiles = (num_rows + _MAX_TILE_ROWS - 1) // _MAX_TILE_ROWS
     # One tile's sums stay in registers all the way; of more, chunks are read by each in turn.
     chunk_inputs = num_inputs if tiles == 1 else _CHUNK_INPUTS
@@ -90,7 +53,7 @@ def _multiply_panel(data, num_rows, num_inputs, panel, sums, like):
             first, last = num_rows * tile // tiles, num_rows * (tile + 1) // tiles
             row = data + (first * num_inputs + start) * 4
             tile_sums = sums + first * _PANEL_ROW_BYTES
-            _multiply(last - first, row, num_inputs * 4, chunk, count, tile_sums, like)
+            _multiply(last - first, row, num_inputs * 4, chunk, count, tile_sums, elements)
 
 
 @njit
@@ -117,7 +80,7 @@ def _multiply_panels(args, elements):
         column = index * PANEL_OUTPUTS * num_bytes
         _start(sums, rows(bias + column, PANEL_OUTPUTS, elements) if bias != 0 else no_bias)
         panel = args[4] + index * num_inputs * _PANEL_ROW_BYTES
-        _multiply_panel(args[3], num_rows, num_inputs, panel, sums.ctypes.data, like)
+        _multiply_panel(args[3], num_rows, num_inputs, panel, sums.ctypes.data, elements)
         for row in range(num_rows):
             place = out + row * num_outputs * num_bytes + column
             _finish(rows(place, PANEL_OUTPUTS, elements), sums[row], like)

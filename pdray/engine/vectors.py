@@ -49,21 +49,22 @@ def outer_product(num_rows: int, num_vectors: int):
     return multiply
 
 
-def pair_product(num_rows: int, num_vectors: int):
-    """An outer product of bf16, on a CPU with AVX-512's instruction for it: the input [num_rows,
-    2 * size], and values [size, num_vectors * LANES, 2], both of bf16. Sums are fp32."""
+def packed_product(num_rows: int, num_vectors: int):
+    """An outer product whose input is of the kind of ``like`` too. In bf16, on a CPU with AVX-512's
+    instruction for it, by pairs: the input [num_rows, size, 2], values [size, num_vectors * LANES,
+    2]."""
 
     @intrinsic
     def multiply(
-        typing_context, data, data_bytes, values, value_bytes, size, sums, sum_bytes, ahead
+        typing_context, like, data, data_bytes, values, value_bytes, size, sums, sum_bytes, ahead
     ):
-        return types.void(*[types.int64] * 8), codegen
+        return types.void(like, *[types.int64] * 8), codegen
 
     def codegen(context, builder, signature, args):
         vectors = _Vectors(builder, is_bf16=False)  # a pair has the size of a float
-        _add_outer_product(
-            vectors, (num_rows, num_vectors), vectors.load, vectors.multiply_add_pairs, *args
-        )
+        is_bf16 = signature.args[0].dtype == types.int16
+        add = vectors.multiply_add_pairs if is_bf16 else vectors.multiply_add
+        _add_outer_product(vectors, (num_rows, num_vectors), vectors.load, add, *args[1:])
         return context.get_dummy_value()
 
     return multiply
