@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.greedy import greedy_sequence
 from benchmarks.stopwatch import Stopwatch
-from pdray.core.request import Request, SamplingParams
 from pdray.engine.config import EngineConfig
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
@@ -73,16 +73,16 @@ def cost_of_prompt(engine: Engine, num_tokens: int, vocab_size: int) -> PromptCo
     prompt = random_tokens(rng, num_tokens, vocab_size)
 
     def hashed(prompt: tuple[int, ...]) -> Sequence:
-        sequence = sequence_of(prompt, 1)
+        sequence = greedy_sequence(prompt, 1)
         cache.hash(sequence)
         return sequence
 
     miss_s = least_seconds(lambda: hashed(prompt), cache.find)
-    run(engine, [sequence_of(prompt, 1)])
+    run(engine, [greedy_sequence(prompt, 1)])
     assert cache.find(hashed(prompt)).num_computed_tokens, "the prompt is not in the cache"
     return PromptCost(
         num_tokens=num_tokens,
-        hash_s=least_seconds(lambda: sequence_of(prompt, 1), cache.hash),
+        hash_s=least_seconds(lambda: greedy_sequence(prompt, 1), cache.hash),
         miss_s=miss_s,
         hit_s=least_seconds(lambda: hashed(prompt), cache.find),
     )
@@ -95,7 +95,7 @@ def cost_of_decode(engine: Engine, batch_size: int, context: int, vocab_size: in
     stopwatch.watch("naming", engine.prefix_cache, "keep")
     rng = random.Random(batch_size)
     sequences = [
-        sequence_of(random_tokens(rng, context, vocab_size), NUM_DECODE_STEPS + 1, str(number))
+        greedy_sequence(random_tokens(rng, context, vocab_size), NUM_DECODE_STEPS + 1, str(number))
         for number in range(batch_size)
     ]
     steps_s, naming_s = run(engine, sequences, lambda: stopwatch.seconds["naming"])
@@ -138,23 +138,3 @@ def least_seconds(make: Callable[[], Sequence], action: Callable[[Sequence], obj
 
 def random_tokens(rng: random.Random, count: int, vocab_size: int) -> tuple[int, ...]:
     return tuple(rng.randrange(3, vocab_size) for _ in range(count))
-
-
-def sequence_of(prompt: tuple[int, ...], max_tokens: int, request_id: str = "0") -> Sequence:
-    sampling = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=0.0,
-        top_k=None,
-        top_p=1.0,
-        seed=0,
-        stop_token_ids=(),
-        ignore_eos=True,
-    )
-    request = Request(
-        request_id=request_id,
-        prompt_token_ids=prompt,
-        output_token_ids=(),
-        sampling=sampling,
-        cache_salt=None,
-    )
-    return Sequence.from_request(request, 1, is_lent=False)

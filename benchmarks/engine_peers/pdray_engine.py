@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.engine_peers.cases import MAX_BATCH, MAX_MODEL_LEN
 from benchmarks.engine_peers.prefixes import Answer
-from pdray.core.request import Request, SamplingParams
+from benchmarks.greedy import greedy_sequence
 from pdray.engine.config import EngineConfig
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import StepOutput
@@ -62,26 +62,12 @@ class PdrayPeer:
         return Answer(seconds=elapsed_s, cached_tokens=sequence.num_cached_tokens or 0)
 
     def _add(self, prompts: list[list[int]], max_tokens: int) -> list[Sequence]:
-        sampling = SamplingParams(
-            max_tokens=max_tokens,
-            temperature=0.0,
-            top_k=None,
-            top_p=1.0,
-            seed=0,
-            stop_token_ids=(),
-            ignore_eos=True,
-        )
-        sequences: list[Sequence] = []
-        for number, prompt in enumerate(prompts):
-            request = Request(
-                request_id=str(number),
-                prompt_token_ids=tuple(prompt),
-                output_token_ids=(),
-                sampling=sampling,
-                cache_salt=None,
-            )
-            sequences.append(Sequence.from_request(request, 1, is_lent=False))
-            self._engine.add(sequences[-1])
+        sequences = [
+            greedy_sequence(prompt, max_tokens, str(number))
+            for number, prompt in enumerate(prompts)
+        ]
+        for sequence in sequences:
+            self._engine.add(sequence)
         return sequences
 
     def _steps(self) -> Iterator[StepOutput]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from pdray.core.request import Request, SamplingParams
+from benchmarks.greedy import greedy_sequence
 from pdray.engine.config import EngineConfig
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import StepOutput
@@ -45,27 +45,8 @@ def random_prompts(lengths: Sequence[int], vocab_size: int, seed: int = 0) -> li
 
 def add_greedy(engine: Engine, prompts: list[list[int]], num_tokens: int) -> list[EngineSequence]:
     """To the engine's queue; they end at ``num_tokens`` and by nothing else."""
-    sampling = SamplingParams(
-        max_tokens=num_tokens,
-        temperature=0.0,
-        top_k=None,
-        top_p=1.0,
-        seed=0,
-        stop_token_ids=(),
-        ignore_eos=True,
-    )
     sequences = [
-        EngineSequence.from_request(
-            Request(
-                request_id=str(number),
-                prompt_token_ids=tuple(prompt),
-                output_token_ids=(),
-                sampling=sampling,
-            ),
-            1,
-            is_lent=False,
-        )
-        for number, prompt in enumerate(prompts)
+        greedy_sequence(prompt, num_tokens, str(number)) for number, prompt in enumerate(prompts)
     ]
     for sequence in sequences:
         engine.add(sequence)
