@@ -36,8 +36,8 @@ from benchmarks.stamped_api import (
     save_stamp_tokenizer,
     stamp_us,
 )
-from benchmarks.stamped_server import free_ports
 from pdray.metrics.latency import Distribution
+from pdray.serve.free_port import free_port
 
 SERVERS = (("uvicorn", "plain"), ("serve", "plain"), ("uvicorn", "pdray"), ("serve", "pdray"))
 BASELINE = SERVERS[0]
@@ -96,7 +96,7 @@ async def measure(url: str, num_streams: int, num_stamps: int, interval_s: float
 @contextmanager
 def running_server(host: str, kind: str, interval_s: float, folder: Path) -> Iterator[str]:
     """Yields the URL of a server that answers; stops it in the end. Raises RuntimeError."""
-    (port,) = free_ports(1)
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "benchmarks.stamped_server", host, kind]
     with (folder / "server.log").open("w+b") as log:

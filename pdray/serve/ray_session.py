@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from pdray.cluster.node_groups import worker_resources
 from pdray.config import PdrayConfig
 from pdray.core.errors import ConfigError, UnavailableError
+from pdray.serve.free_port import free_port
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 """Neither prompts nor KV go through it."""
@@ -97,8 +97,8 @@ def _set_environment() -> None:
     defaults = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # HAProxy would listen on fixed ports for its own numbers: two servers would collide.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         # No load balancer outside has to notice first that this server goes away.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.5",
@@ -106,12 +106,6 @@ def _set_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _logs() -> str:

@@ -17,9 +17,10 @@ import pytest
 import yaml
 
 from pdray.frontend.text import Tokenizer
+from pdray.serve.free_port import free_port
 from tests.equivalence.reference import NEAR_TIE, Reference, ReferenceTokens
 from tests.readme import commands_with
-from tests.served import ROOT, Served, free_port, served
+from tests.served import ROOT, Served, served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -13,7 +13,8 @@ import ray
 import yaml
 
 from pdray.cluster.names import NAMESPACE
-from tests.served import READY_TIMEOUT_S, STOP_TIMEOUT_S, Served, free_port, served
+from pdray.serve.free_port import free_port
+from tests.served import READY_TIMEOUT_S, STOP_TIMEOUT_S, Served, served
 
 pytestmark = pytest.mark.ray
 

@@ -15,8 +15,8 @@ from ray import serve
 from pdray.cluster.names import controller_name, living_actors
 from pdray.config import PdrayConfig
 from pdray.serve.app import build_app
+from pdray.serve.free_port import free_port
 from tests.cluster.conftest import config_of, processes_of, until_ended, until_gone
-from tests.served import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
