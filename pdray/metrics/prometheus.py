@@ -228,6 +228,13 @@ class WorkerMetrics:
             registry=registry,
             buckets=TRANSFER_BUCKETS_S,
         )
+        self._transfer_wait_s = Histogram(
+            "pdray_kv_transfer_wait_seconds",
+            "Time that a read of a peer's blocks waited for others' reads of the same peer.",
+            labels,
+            registry=registry,
+            buckets=TRANSFER_BUCKETS_S,
+        )
         self._handoff_s = Histogram(
             "pdray_handoff_seconds",
             "Prefill done to the first decode step that can run.",
@@ -282,6 +289,7 @@ class WorkerMetrics:
         self,
         seconds: float,
         *,
+        queued_s: float,
         transport: str,
         source_pool: str,
         num_blocks: int,
@@ -292,6 +300,7 @@ class WorkerMetrics:
         not yet computed then, so that nobody waited for it."""
         labels = (self._worker_id, transport, source_pool, self._pool)
         self._transfer_s.labels(*labels).observe(seconds)
+        self._transfer_wait_s.labels(*labels).observe(queued_s)
         self._transfer_blocks.labels(*labels).inc(num_blocks)
         self._transfer_bytes.labels(*labels).inc(num_bytes)
         self._hidden_bytes.labels(*labels).inc(num_bytes if is_hidden else 0)

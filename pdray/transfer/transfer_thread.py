@@ -12,34 +12,44 @@ from dataclasses import dataclass
 
 from pdray.core.errors import TransferError
 from pdray.transfer.base import TransferId, TransferState, Transport
+from pdray.transfer.read_queue import Read, ReadQueue, Slice
 
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.0005
 """Between polls while something moves; with UCX over TCP that moves some 1.6 GB/s."""
+MAX_BYTES_IN_FLIGHT = 64 * 2**20
+"""Of each peer's blocks. Enough for 100 GB/s between two polls."""
+SLICE_BYTES = 4 * 2**20
+"""What a request may read before it is another one's turn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullReport:
-    """A read that has arrived. ``transfer_s`` is from its start until it was seen to be done."""
+    """Blocks that have arrived. They waited ``queued_s`` for others' reads of the same peer, and
+    ``transfer_s`` is from their first read's start until the last was seen to be done."""
 
     num_blocks: int
     num_bytes: int
+    queued_s: float
     transfer_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pull:
-    peer_id: str
-    num_blocks: int
-    started_at: float
+    """``failure`` is set once one of its reads has failed: it ends when the others have."""
+
     future: Future[PullReport]
+    asked_at: float
+    started_at: float | None = None
+    failure: TransferError | None = None
 
 
 class TransferThread:
     """Owns a transport in a thread of its own; every method may be called from any thread.
 
-    It polls while reads are pending or blocks are lent, and else sleeps without waking up.
+    It polls while reads are pending or blocks are lent, and else sleeps without waking up. Pulls
+    are cut into slices and take turns (read_queue.py).
     Its futures cannot be cancelled: a pull's ends when its read can touch memory no more.
     """
 
@@ -55,7 +65,8 @@ class TransferThread:
         self._num_lending = 0
         self._drain_until: float | None = None
         self._closed_because: str | None = None
-        self._pulls: dict[TransferId, _Pull] = {}
+        self._pulls: dict[Read, _Pull] = {}
+        self._in_flight: dict[TransferId, Slice] = {}
 
     def start(self) -> None:
         """Returns once the transport is there. Raises what making it raised."""
@@ -102,24 +113,39 @@ class TransferThread:
         self._submit(lambda transport: transport.remove_peer(peer_id), None)
 
     def pull(
-        self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
+        self,
+        peer_id: str,
+        remote_block_ids: Sequence[int],
+        local_block_ids: Sequence[int],
+        *,
+        flow: str = "",
     ) -> Future[PullReport]:
-        """Copies remote block i into local block i. Fails with TransferError; the local blocks
+        """Copies remote block i into local block i. Pulls of one peer with unlike ``flow``, the
+        name of who waits for them, take turns. Fails with TransferError; the local blocks
         must stay untouched until the future has ended, however it does."""
-        future: Future[PullReport] = Future()
-        remote_ids, local_ids = tuple(remote_block_ids), tuple(local_block_ids)
+        pull = _Pull(Future(), time.perf_counter())
+        read = Read(
+            peer_id=peer_id,
+            flow=flow,
+            remote_block_ids=tuple(remote_block_ids),
+            local_block_ids=tuple(local_block_ids),
+        )
 
         def run(transport: Transport) -> None:
-            started_at = time.perf_counter()
-            try:
-                transfer_id = transport.pull(peer_id, remote_ids, local_ids)
-            except TransferError as error:
-                self._fail(future, error)
+            self._pulls[read] = pull
+            if len(read.remote_block_ids) == len(read.local_block_ids) > 0:
+                self._queue.add(read)
+                self._start_reads(transport)  # before a command that comes after it
             else:
-                self._pulls[transfer_id] = _Pull(peer_id, len(local_ids), started_at, future)
+                pull.failure = TransferError(
+                    f"a pull of {len(read.remote_block_ids)} remote blocks into "
+                    f"{len(read.local_block_ids)} local ones; both lists must have the same "
+                    "length, of at least 1"
+                )
+                self._end_pull(read)
 
-        self._submit(run, future)
-        return future
+        self._submit(run, pull.future)
+        return pull.future
 
     def begin_lending(self) -> None:
         """A peer may read our blocks from now on; each call needs its ``end_lending``."""
@@ -156,6 +182,8 @@ class TransferThread:
     def _run(self) -> None:
         try:
             transport = self._make_transport()
+            self._block_bytes = transport.block_bytes
+            self._queue = make_queue(transport.block_bytes)
             self._description.set_result(transport.describe())
         except Exception as error:  # the thread's outermost level: `start` raises it
             self._end(f"the transport could not be made: {error!r}")
@@ -165,7 +193,7 @@ class TransferThread:
         try:
             while self._wait_for_work():
                 self._run_commands(transport)
-                self._poll_pulls(transport)
+                self._move_reads(transport)
                 if self._num_lending:
                     transport.progress()
         except Exception as error:  # the thread's outermost level
@@ -198,23 +226,60 @@ class TransferThread:
                 command = self._commands.popleft()
             command(transport)
 
-    def _poll_pulls(self, transport: Transport) -> None:
-        for transfer_id, pull in list(self._pulls.items()):
+    def _move_reads(self, transport: Transport) -> None:
+        """Until no more can be started: a read that ends makes room for the next at once."""
+        while True:
+            self._start_reads(transport)
+            if not self._poll_reads(transport) or not self._queue.has_waiting or self._commands:
+                return
+
+    def _start_reads(self, transport: Transport) -> None:
+        while (taken := self._queue.take()) is not None:
+            read, pull = taken.read, self._pulls[taken.read]
+            pull.started_at = pull.started_at or time.perf_counter()
+            try:
+                transfer_id = transport.pull(
+                    read.peer_id, taken.remote_block_ids, taken.local_block_ids
+                )
+            except TransferError as error:
+                self._end_slice(taken, error)
+            else:
+                self._in_flight[transfer_id] = taken
+
+    def _poll_reads(self, transport: Transport) -> bool:
+        """Whether any has ended."""
+        num_before = len(self._in_flight)
+        for transfer_id, taken in list(self._in_flight.items()):
             state = transport.poll(transfer_id)
             if state is TransferState.PENDING:
                 continue
-            del self._pulls[transfer_id]
-            if state is TransferState.FAILED:
-                error = f"a read of {pull.num_blocks} blocks of peer {pull.peer_id!r} failed"
-                self._fail(pull.future, TransferError(error))
-                continue
-            report = PullReport(
-                num_blocks=pull.num_blocks,
-                num_bytes=pull.num_blocks * transport.block_bytes,
-                transfer_s=time.perf_counter() - pull.started_at,
-            )
-            self._forget(pull.future)
-            pull.future.set_result(report)
+            del self._in_flight[transfer_id]
+            error = f"a read of {taken.num_blocks} blocks of peer {taken.read.peer_id!r} failed"
+            self._end_slice(taken, TransferError(error) if state is TransferState.FAILED else None)
+        return len(self._in_flight) < num_before
+
+    def _end_slice(self, taken: Slice, error: TransferError | None) -> None:
+        self._queue.ended(taken)
+        if error is not None:
+            self._pulls[taken.read].failure = error
+            self._queue.drop(taken.read)
+        if taken.read.is_over:
+            self._end_pull(taken.read)
+
+    def _end_pull(self, read: Read) -> None:
+        pull = self._pulls.pop(read)
+        if pull.failure is not None:
+            self._fail(pull.future, pull.failure)
+            return
+        assert pull.started_at is not None
+        report = PullReport(
+            num_blocks=len(read.local_block_ids),
+            num_bytes=len(read.local_block_ids) * self._block_bytes,
+            queued_s=pull.started_at - pull.asked_at,
+            transfer_s=time.perf_counter() - pull.started_at,
+        )
+        self._forget(pull.future)
+        pull.future.set_result(report)
 
     def _end(self, reason: str) -> None:
         """Once the transport is closed no read is left: all that is unfinished fails."""
@@ -223,6 +288,7 @@ class TransferThread:
             self._commands.clear()
             unfinished = list(self._unfinished)
         self._pulls.clear()
+        self._in_flight.clear()
         for future in unfinished:
             self._fail(future, TransferError(reason))
 
@@ -233,3 +299,12 @@ class TransferThread:
     def _forget(self, future: Future[None] | Future[PullReport]) -> None:
         with self._wake:
             self._unfinished.discard(future)
+
+
+def make_queue(block_bytes: int) -> ReadQueue:
+    """A block that is larger than the bounds goes alone."""
+    slice_blocks = max(1, SLICE_BYTES // block_bytes)
+    return ReadQueue(
+        max_blocks_in_flight=max(slice_blocks, MAX_BYTES_IN_FLIGHT // block_bytes),
+        slice_blocks=slice_blocks,
+    )

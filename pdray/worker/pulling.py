@@ -157,12 +157,14 @@ class Pulling:
     async def _await_read(self, pull: Pull, remote: list[int], local: list[int]) -> None:
         owner_id = pull.owner.peer_id
         try:
-            report = await asyncio.wrap_future(self._transfer.pull(owner_id, remote, local))
+            reading = self._transfer.pull(owner_id, remote, local, flow=pull.handoff.lease_id)
+            report = await asyncio.wrap_future(reading)
         except TransferError as error:
             self._give_up(pull, str(error))
         else:
             self._metrics.transfer_finished(
                 report.transfer_s,
+                queued_s=report.queued_s,
                 transport=self._transport,
                 source_pool=pull.owner.peer_hello.pool or "",
                 num_blocks=report.num_blocks,

@@ -116,6 +116,7 @@ def test_only_hidden_reads_count_as_hidden() -> None:
     for is_hidden, num_blocks in ((True, 3), (False, 1)):
         metrics.transfer_finished(
             0.002,
+            queued_s=0.0,
             transport="nixl",
             source_pool="prefill",
             num_blocks=num_blocks,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from pdray.core.errors import TransferError
+from pdray.transfer import transfer_thread
 from pdray.transfer.base import KVRegion, TransferId, TransferState
 from pdray.transfer.loopback import LoopbackTransport
 from pdray.transfer.transfer_thread import PullReport, TransferThread
@@ -133,6 +134,48 @@ def test_a_failed_read_fails_its_future(workers: tuple[Worker, Worker]) -> None:
     reader.transport.may_end.set()
     with pytest.raises(TransferError, match="a read of 2 blocks of peer 'owner' failed"):
         future.result(PATIENCE_S)
+
+
+def test_a_short_pull_does_not_wait_for_the_whole_of_a_long_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfer_thread, "SLICE_BYTES", 2 * BLOCK_BYTES)
+    monkeypatch.setattr(transfer_thread, "MAX_BYTES_IN_FLIGHT", 4 * BLOCK_BYTES)
+    with ExitStack() as stack:
+        owner, reader = Worker("owner", 7), Worker("reader", 0)
+        stack.callback(owner.thread.stop)
+        stack.callback(reader.thread.stop, drain_s=0)
+        reader.thread.add_peer("owner", owner.thread.describe()).result(PATIENCE_S)
+        ends: list[str] = []
+        long = reader.thread.pull("owner", range(12), range(12), flow="long")
+        long.add_done_callback(lambda _: ends.append("long"))
+        short = reader.thread.pull("owner", [12, 13], [12, 13], flow="short")
+        short.add_done_callback(lambda _: ends.append("short"))
+        reader.transport.may_end.set()
+        wait([long, short], PATIENCE_S)
+        assert ends == ["short", "long"]
+        assert (reader.blocks[:14] == 7).all()
+        assert long.result().num_bytes == 12 * BLOCK_BYTES
+        assert short.result().queued_s >= 0
+
+
+def test_a_pull_whose_part_fails_ends_when_its_other_parts_have(
+    monkeypatch: pytest.MonkeyPatch, workers: tuple[Worker, Worker]
+) -> None:
+    _, reader = workers
+    monkeypatch.setattr(transfer_thread, "SLICE_BYTES", BLOCK_BYTES)
+    with ExitStack() as stack:
+        sliced = Worker("sliced", 0)
+        stack.callback(sliced.thread.stop, drain_s=0)
+        sliced.thread.add_peer("reader", reader.thread.describe()).result(PATIENCE_S)
+        future = sliced.thread.pull("reader", [0, 1, NUM_BLOCKS, 2], [0, 1, 2, 3])
+        # This answer comes after the pull was begun, and its third part refused.
+        sliced.thread.add_peer("reader", reader.thread.describe()).result(PATIENCE_S)
+        assert not future.done(), "two of its parts may still touch memory"
+        sliced.transport.may_end.set()
+        with pytest.raises(TransferError, match=f"remote block id {NUM_BLOCKS}"):
+            future.result(PATIENCE_S)
+        sliced.thread.pull("reader", [0], [0]).result(PATIENCE_S)
 
 
 def test_it_moves_peers_reads_on_only_while_blocks_are_lent(
