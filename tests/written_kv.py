@@ -100,9 +100,9 @@ class WrittenKV:
         return {chunk.sequence: tokens[chunk.sequence] for chunk in plan.chunks if chunk.is_last}
 
     def write_arrived(self, seq: Sequence) -> None:
-        """As a pull does: all that its tables have room for."""
+        """As a pull does: all that its tables have room for, and that is not shared."""
         for group, table in zip(self._groups, seq.block_tables, strict=True):
-            self._write(seq, table.first_block * self._block_size, seq.num_tokens, [group])
+            self._write(seq, table.first_own_block * self._block_size, seq.num_tokens, [group])
 
     def _write(
         self, seq: Sequence, start: int, end: int, groups: Iterable[KVGroup] | None = None

@@ -187,8 +187,10 @@ class Engine:
 
     def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
         """Takes blocks for KV that will be pulled, and for ``num_margin_tokens`` after it, or
-        none. Once it is there: ``seq.arrive(token)`` and ``add(seq)``."""
+        none. The shared ones of its tables are here already, and must not be written. Once the
+        rest is there: ``seq.arrive(token)`` and ``add(seq)``."""
         self._grammars.expect(seq)
+        self.prefix_cache.hash(seq)
         with self._changed:
             return self._scheduler.reserve(seq, num_margin_tokens)
 

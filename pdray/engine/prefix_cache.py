@@ -6,6 +6,8 @@ for ``hash``, which is of a sequence that nobody else knows yet.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pdray.engine.sequence import BlockTable, Sequence
@@ -91,6 +93,19 @@ class PrefixCache:
             tables=tuple(tables),
             copy_sources=tuple(copy_sources),
         )
+
+    def find_leading(self, seq: Sequence, first_blocks: Iterable[int]) -> list[list[int]]:
+        """Of each group's full blocks from its first one on, those that are here, up to one that
+        is not: whether or not other groups have theirs. Changes nothing."""
+        self.hash(seq)
+        hashes_per_block = self._block_size // HASH_TOKENS
+        hashes = seq.prefix_hashes[hashes_per_block - 1 :: hashes_per_block]
+        found = []
+        for group, first in zip(self._groups, first_blocks, strict=True):
+            block_ids = map(self._pool.index.find, ((group.group_id, h) for h in hashes[first:]))
+            leading = itertools.takewhile(lambda block_id: block_id is not None, block_ids)
+            found.append([block_id for block_id in leading if block_id is not None])
+        return found
 
     def take(self, seq: Sequence, hit: PrefixHit) -> None:
         """The sequence, which has computed nothing itself, holds the hit, and begins after it.

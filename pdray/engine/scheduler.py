@@ -106,7 +106,8 @@ class Scheduler:
 
     def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
         """Takes all blocks for the sequence's tokens, whose KV is computed elsewhere and will be
-        written here, and for ``num_margin_tokens`` more to be computed here; or none."""
+        written here where it is not shared, and for ``num_margin_tokens`` more to be computed
+        here; or none."""
         return not self._is_pool_promised and self._blocks.reserve(seq, num_margin_tokens)
 
     @property

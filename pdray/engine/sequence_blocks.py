@@ -14,6 +14,7 @@ from pdray.engine.block_needs import (
     first_needed_block,
     missing_blocks,
     num_blocks_of,
+    peak_blocks,
 )
 from pdray.engine.prefix_cache import PrefixCache, PrefixHit
 from pdray.engine.sequence import BlockTable, Sequence
@@ -85,27 +86,54 @@ class SequenceBlocks:
 
     def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
         """Takes all blocks for the sequence's tokens, whose KV is computed elsewhere and will be
-        written here, and for ``num_margin_tokens`` more to be computed here; or none."""
-        num_tokens = seq.num_tokens
-        tables = [
-            BlockTable(first_needed_block(group, num_tokens, self._block_size))
-            for group in self._groups
+        written here, and for ``num_margin_tokens`` more to be computed here; or none. Those that
+        are here already are shared: they need not be written."""
+        target = seq.num_tokens + num_margin_tokens
+        for tables in self._possible_tables(seq):
+            shared_ids = [block_id for table in tables for block_id in table.block_ids]
+            num_new = self._missing_to_arrive(tables, seq.num_tokens, target)
+            num_taken = num_new + self._pool.count_cached(shared_ids)
+            if num_taken > self._pool.num_available_blocks:
+                continue
+            self._pool.retain(shared_ids)
+            seq.stock = (self._pool.allocate(num_new) or [])[::-1]
+            seq.block_tables, seq.allocated_tokens = tables, target
+            self._extend_tables(seq, seq.num_tokens)
+            return True
+        return False
+
+    def _possible_tables(self, seq: Sequence) -> Iterator[list[BlockTable]]:
+        """With what is here of the blocks that its next token needs, and without any of it: as
+        little as that can do with less (see ``_possible_starts``)."""
+        firsts = [
+            first_needed_block(group, seq.num_tokens, self._block_size) for group in self._groups
         ]
-        end_block = num_blocks_of(num_tokens, self._block_size)
-        block_ids = self._pool.allocate(sum(end_block - table.first_block for table in tables))
-        if block_ids is None:
-            return False
-        for table in tables:
-            count = end_block - table.first_block
-            table.block_ids, block_ids = block_ids[:count], block_ids[count:]
-        target = num_tokens + num_margin_tokens
-        stock = self._pool.allocate(self._missing(tables, num_tokens, target, max_chunk=1))
-        if stock is None:
-            for table in tables:
-                self._pool.release(table.block_ids)
-            return False
-        seq.block_tables, seq.stock, seq.allocated_tokens = tables, stock, target
-        return True
+        found = self._prefix_cache.find_leading(seq, firsts)
+        if any(found):
+            yield [
+                BlockTable(first, block_ids, num_shared=len(block_ids))
+                for first, block_ids in zip(firsts, found, strict=True)
+            ]
+        yield [BlockTable(first) for first in firsts]
+
+    def _missing_to_arrive(self, tables: Iterable[BlockTable], arriving: int, target: int) -> int:
+        """Blocks that tables of shared ones lack for ``arriving`` tokens at once, and for
+        computing those up to ``target``."""
+        end_block = num_blocks_of(arriving, self._block_size)
+        return sum(
+            max(
+                end_block - table.end_block,
+                peak_blocks(
+                    group,
+                    first_block=table.first_own_block,
+                    computed=arriving,
+                    target=target,
+                    max_chunk=1,
+                    block_size=self._block_size,
+                ),
+            )
+            for group, table in zip(self._groups, tables, strict=True)
+        )
 
     def make_tables(self, seq: Sequence) -> None:
         if not seq.block_tables:
@@ -142,12 +170,15 @@ class SequenceBlocks:
     def fill_tables(self, seq: Sequence, num_tokens: int) -> tuple[tuple[int, int], ...]:
         """Moves blocks for so many tokens from its stock to its tables. Returns the copies, from
         and to, that must be made before anything is written."""
+        self._extend_tables(seq, num_tokens)
+        targets = [table.block_ids[-1] for table in seq.block_tables]
+        return tuple(zip(seq.copy_sources, targets, strict=True)) if seq.copy_sources else ()
+
+    def _extend_tables(self, seq: Sequence, num_tokens: int) -> None:
         end_block = num_blocks_of(num_tokens, self._block_size)
         for table in seq.block_tables:
             while table.end_block < end_block:
                 table.block_ids.append(seq.stock.pop())
-        targets = [table.block_ids[-1] for table in seq.block_tables]
-        return tuple(zip(seq.copy_sources, targets, strict=True)) if seq.copy_sources else ()
 
     def advance(self, seq: Sequence, num_computed_tokens: int) -> None:
         """So many are computed: what is full gets its name; blocks that fell out of a window,

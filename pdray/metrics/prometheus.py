@@ -221,6 +221,15 @@ class WorkerMetrics:
             labels,
             registry=registry,
         )
+        self._found_blocks = Counter(
+            "pdray_kv_transfer_found_blocks",
+            "KV blocks of pulled prompts that were in the reader's prefix cache, so not read.",
+            names,
+            registry=registry,
+        ).labels(*values)
+        self._found_bytes = Counter(
+            "pdray_kv_transfer_found_bytes", "Their bytes.", names, registry=registry
+        ).labels(*values)
         self._transfer_s = Histogram(
             "pdray_kv_transfer_seconds",
             "Time of one read of a peer's blocks.",
@@ -304,6 +313,11 @@ class WorkerMetrics:
         self._transfer_blocks.labels(*labels).inc(num_blocks)
         self._transfer_bytes.labels(*labels).inc(num_bytes)
         self._hidden_bytes.labels(*labels).inc(num_bytes if is_hidden else 0)
+
+    def blocks_found(self, *, num_blocks: int, block_bytes: int) -> None:
+        """Of a prompt whose KV has come, so many blocks did not have to."""
+        self._found_blocks.inc(num_blocks)
+        self._found_bytes.inc(num_blocks * block_bytes)
 
     def handoff_finished(self, seconds: float) -> None:
         """A pulled sequence can decode, ``seconds`` after its prefill was done."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pdray.core.clock import Clock
 from pdray.core.errors import TransferError
-from pdray.core.handoff import BlockRun, Handoff, Watermark
+from pdray.core.handoff import Handoff, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
@@ -45,22 +45,25 @@ class Pull:
     def is_over(self) -> bool:
         return self.failure is not None
 
+    @property
+    def num_found_blocks(self) -> int:
+        """That its prompt needs and that were here already, in the prefix cache."""
+        return sum(table.num_shared for table in self.sequence.block_tables)
+
     def take_new_blocks(self) -> tuple[list[int], list[int]]:
-        """Remote and local ids of published blocks that no read was started for yet."""
+        """Remote and local ids of published blocks that no read was started for yet, but of
+        those that the prefix cache had here."""
         assert self.watermark is not None
         remote: list[int] = []
         local: list[int] = []
         for run in self.watermark.runs:
-            first = max(run.first_block, self.next_blocks.get(run.group_id, 0))
+            table = self.sequence.block_tables[run.group_id]
+            first = self.next_blocks.get(run.group_id, table.first_own_block)
+            end = max(first, run.first_block + len(run.block_ids))
             remote += run.block_ids[first - run.first_block :]
-            local += self._local_ids(run, first)
-            self.next_blocks[run.group_id] = max(first, run.first_block + len(run.block_ids))
+            local += table.block_ids[first - table.first_block : end - table.first_block]
+            self.next_blocks[run.group_id] = end
         return remote, local
-
-    def _local_ids(self, run: BlockRun, first: int) -> list[int]:
-        table = self.sequence.block_tables[run.group_id]
-        end = run.first_block + len(run.block_ids)
-        return table.block_ids[first - table.first_block : max(first, end) - table.first_block]
 
 
 class Pulling:
@@ -187,6 +190,9 @@ class Pulling:
         del self._pulls[pull.handoff.lease_id]
         pull.owner.send(Acknowledge(lease_id=pull.handoff.lease_id, failure=None))
         assert pull.complete_at is not None
+        self._metrics.blocks_found(
+            num_blocks=pull.num_found_blocks, block_bytes=self._engine.layout.block_bytes
+        )
         self._decoding.expect(pull.sequence, pull.complete_at)
         pull.sequence.arrive(first_token_id)
         self._engine.add(pull.sequence)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pdray.core.errors import (
     InvalidRequestError,
@@ -17,6 +18,7 @@ from pdray.core.errors import (
     WorkerLostError,
 )
 from pdray.local import LocalCluster
+from pdray.worker.worker import Worker
 from tests.local_cluster import config_of, random_prompts, request_of, tokens_of, until_idle
 
 
@@ -118,6 +120,49 @@ async def test_transferred_bytes_are_counted_by_transport_and_pools(cluster: Loc
     assert 'source_pool="prefill"' in line
     assert 'target_pool="decode"' in line
     assert float(line.split()[-1]) == 7 * decode.engine.storage.block_bytes
+
+
+async def test_of_a_prompt_only_the_blocks_move_that_the_decode_worker_lacks(
+    cluster: LocalCluster, generate_reference: Callable[[list[int], int], list[int]]
+) -> None:
+    (shared,) = random_prompts([100])
+    tails = random_prompts([30, 75], seed=1)
+    (decode,) = cluster.workers_of("decode")
+    num_moved = []
+    for number, tail in enumerate([*tails, tails[1]]):
+        before = counted(decode, "pdray_kv_transfer_bytes_total")
+        tokens = await tokens_of(cluster, request_of(shared + tail, 16, request_id=f"{number}"))
+        assert tokens == generate_reference(shared + tail, 16)
+        bytes_moved = counted(decode, "pdray_kv_transfer_bytes_total") - before
+        num_moved.append(bytes_moved / decode.engine.layout.block_bytes)
+        await until_idle(cluster)
+    assert num_moved == [9, 11 - 6, 1]  # of 130, 175 and 175 tokens; 100 are 6 whole blocks
+    assert counted(decode, "pdray_kv_transfer_found_blocks_total") == 6 + 10
+    block_bytes = decode.engine.layout.block_bytes
+    assert counted(decode, "pdray_kv_transfer_found_bytes_total") == 16 * block_bytes
+
+
+def counted(worker: Worker, name: str) -> float:
+    """Over all labels."""
+    families = text_string_to_metric_families(worker.metrics_text().decode())
+    return sum(each.value for family in families for each in family.samples if each.name == name)
+
+
+async def test_cancelled_requests_that_share_blocks_give_all_back(cluster: LocalCluster) -> None:
+    (shared,) = random_prompts([200])
+    await tokens_of(cluster, request_of(shared, 2, request_id="first"))
+    rng = random.Random(2)
+
+    async def one(number: int) -> None:
+        prompt = shared[: rng.randrange(100, 200)] + [number + 10] * 20
+        request = request_of(prompt, 24, request_id=f"s{number}")
+        running = asyncio.create_task(tokens_of(cluster, request))
+        await asyncio.sleep(rng.uniform(0.0, 0.4))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    await asyncio.gather(*map(one, range(24)))
+    await until_idle(cluster)
 
 
 async def test_a_decode_worker_with_too_little_kv_memory_queues(tiny_model_path: Path) -> None:

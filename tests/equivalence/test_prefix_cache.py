@@ -17,6 +17,7 @@ from tests.engine_driver import (
     sequence_of,
 )
 from tests.equivalence.families import VOCAB_SIZE, save_family
+from tests.equivalence.handoff import hand_off
 from tests.equivalence.reference import Reference, assert_equal_up_to_ties
 
 NUM_TOKENS = 12
@@ -67,6 +68,23 @@ def test_the_next_turn_of_a_conversation_finds_the_turn_before(folder: Path) -> 
     assert num_cached >= 48
     expected = Reference(folder).generate(turn, NUM_TOKENS)
     assert_equal_up_to_ties(folder.name, [tokens], [expected])
+
+
+def test_a_handoff_moves_only_what_the_reader_lacks(folder: Path) -> None:
+    source, target = (Engine.load(folder, engine_config()) for _ in range(2))
+    reference = Reference(folder)
+    (shared,) = random_prompts([70], vocab_size=VOCAB_SIZE)
+    tails = random_prompts([4, 9, 60], vocab_size=VOCAB_SIZE, seed=1)
+    num_moved = []
+    for number, tail in enumerate([*tails, tails[-1]]):
+        moved: list[int] = []
+        (tokens,) = hand_off(source, target, [greedy(shared + tail, f"r{number}")], moved)
+        expected = reference.generate(shared + tail, NUM_TOKENS)
+        assert_equal_up_to_ties(folder.name, [tokens], [expected])
+        num_moved.append(len(moved))
+    num_groups = len(target.layout.groups)
+    assert num_moved[1] == num_groups  # all but the last block is the same: 4 * 16 of 79 tokens
+    assert num_moved[3] == num_groups
 
 
 def test_another_salt_finds_nothing(folder: Path) -> None:

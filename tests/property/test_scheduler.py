@@ -104,7 +104,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             first = first_needed_block(group, sequence.num_tokens, BLOCK_SIZE)
             assert table.first_block == first
             assert table.end_block == num_blocks_of(sequence.num_tokens, BLOCK_SIZE)
+            assert table.end_block - table.num_own_blocks <= sequence.num_tokens // BLOCK_SIZE
         self.kv.write_arrived(sequence)
+        self.kv.assert_readable(sequence, sequence.num_tokens, sequence.num_tokens)
         prompt = sequence.request.prompt_token_ids
         sequence.arrive(tokens_alone(prompt, 1)[0])
         self.scheduler.add(sequence)

@@ -236,6 +236,35 @@ class TestBlocks:
             assert engine.pool.num_available_blocks >= num_available
         assert is_empty(engine)
 
+    def test_a_reservation_takes_no_blocks_for_what_is_here_already(self, engine: Engine) -> None:
+        generate(engine, [request_of(prompt_of(70), sampling_params(max_tokens=2))])
+        first, again = (sequence_of(request_of(prompt_of(70) + tail)) for tail in ([1], [2]))
+        assert engine.reserve(first, 10)
+        num_held = engine.pool.num_held_blocks
+        sliding, full = first.block_tables
+        assert (full.first_block, full.num_shared, len(full.block_ids)) == (0, 4, 5)
+        # Of position 71 the window begins in block 3, at position 48.
+        assert (sliding.first_block, sliding.num_shared, len(sliding.block_ids)) == (3, 1, 2)
+        assert engine.reserve(again, 10)
+        assert engine.pool.num_held_blocks == 2 * num_held - 4 - 1
+        engine.release(first)
+        engine.quarantine(again)
+        assert engine.pool.num_held_blocks == 0
+        engine.end_quarantine(again)
+        assert is_empty(engine)
+
+    def test_what_fits_an_empty_pool_is_reserved_in_a_full_cache(
+        self, make_engine: MakeEngine
+    ) -> None:
+        block_bytes = make_engine().storage.block_bytes
+        engine = make_engine(kv_cache_bytes=12 * block_bytes)
+        for length in range(20, engine.max_sequence_tokens - 30, 7):
+            generate(engine, [request_of(prompt_of(length), sampling_params(max_tokens=2))])
+            taken = sequence_of(request_of(prompt_of(length)))
+            assert engine.reserve(taken, 30)
+            engine.release(taken)
+            assert is_empty(engine)
+
     def test_long_outputs_free_what_left_the_window(self, engine: Engine) -> None:
         sequence = sequence_of(request_of(prompt_of(5), sampling_params(max_tokens=150)))
         engine.add(sequence)
