@@ -101,7 +101,11 @@ def make_pdray_api(interval_s: float, tokenizer_path: Path) -> FastAPI:
     )
     return make_api(
         IngressState(
-            service=service, missing=missing, metrics_text=metrics_text, max_ongoing_requests=1024
+            service=service,
+            missing=missing,
+            metrics_text=metrics_text,
+            max_ongoing_requests=1024,
+            keys=None,
         )
     )
 

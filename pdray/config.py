@@ -171,6 +171,8 @@ class ServeConfig(Section):
     max_ongoing_requests: Count = 1024
     slow_reader_tokens: Count = 4096
     startup_timeout_s: Seconds = 600.0
+    keys_file: Annotated[str, Field(min_length=1)] | None = None
+    allow_anonymous: bool = False
 
 
 class PdrayConfig(Section):
@@ -251,8 +253,14 @@ def parse_config(data: object, source: str = "config") -> PdrayConfig:
 
 
 def load_config(path: str | Path) -> PdrayConfig:
-    """Reads and checks a YAML file; raises ConfigError."""
-    return parse_config(read_yaml(Path(path)), str(path))
+    """Reads and checks a YAML file; raises ConfigError. The files that it names by relative paths
+    are looked for beside it."""
+    config = parse_config(read_yaml(Path(path)), str(path))
+    keys_file = config.serve.keys_file
+    if keys_file is None:
+        return config
+    found = str((Path(path).parent / Path(keys_file).expanduser()).absolute())
+    return config.model_copy(update={"serve": config.serve.model_copy(update={"keys_file": found})})
 
 
 def cache_dir() -> Path:

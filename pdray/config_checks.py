@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from pdray.policy.placement import PLACEMENT
 from pdray.transfer import TRANSPORTS
 
 if TYPE_CHECKING:
-    from pdray.config import EngineSettings, PdrayConfig
+    from pdray.config import EngineSettings, PdrayConfig, ServeConfig
 
 
 def problems_of(config: PdrayConfig) -> list[Problem]:
@@ -23,6 +24,7 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
         *_roles(config),
         *_engines(config),
         *_alike(config),
+        *_tenants(config),
     ]
 
 
@@ -121,3 +123,34 @@ def _alike(config: PdrayConfig) -> Iterator[Problem]:
                 value=values,
                 accepted="should be equal in all pools; unlike ones come in a later version",
             )
+
+
+def _tenants(config: PdrayConfig) -> Iterator[Problem]:
+    serve = config.serve
+    if serve.keys_file is not None and serve.allow_anonymous:
+        yield Problem(
+            key="serve.allow_anonymous",
+            value=True,
+            accepted="leave it out, as serve.keys_file says who may come",
+        )
+    if (problem := open_to_all(serve, serve.host)) is not None:
+        yield problem
+
+
+def open_to_all(serve: ServeConfig, host: str) -> Problem | None:
+    """Why nobody may listen on ``host`` with these settings; None where one may."""
+    if serve.keys_file is not None or serve.allow_anonymous or is_loopback(host):
+        return None
+    return Problem(
+        key="serve.host",
+        value=host,
+        accepted="127.0.0.1 or another loopback address, as long as no API key is asked for; to "
+        "listen elsewhere set serve.keys_file, or serve.allow_anonymous: true to let everybody in",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -51,6 +51,8 @@ KEYS = [
     "serve.max_ongoing_requests",
     "serve.slow_reader_tokens",
     "serve.startup_timeout_s",
+    "serve.keys_file",
+    "serve.allow_anonymous",
 ]
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdray.cli.interruption import Interruption
@@ -80,10 +81,13 @@ def _open(config: PdrayConfig, address: str | None, say: Progress) -> RaySession
     """What can be done before anything has to be taken down again."""
     from pdray.model_source import resolve_model
     from pdray.serve.address import check_port_is_free
+    from pdray.serve.keys import read_keys
     from pdray.serve.ray_session import open_ray
 
     if address is None:
         check_port_is_free(config.serve.host, config.serve.port)
+        if config.serve.keys_file is not None:
+            read_keys(Path(config.serve.keys_file))
     resolve_model(config.model, say)
     session = open_ray(config, address, say)
     say(f"logs of all processes: {session.logs}")

@@ -6,6 +6,7 @@
     +-- ConfigError                 the YAML: names file, key, value and what is accepted
     +-- InvalidRequestError         the client's fault (400); carries the parameter's name
     |   +-- ModelNotFoundError      (404)
+    +-- AuthenticationError         no API key that is known here (401)
     +-- OverloadedError             past a bound (429); carries retry_after_s
     +-- UnavailableError            no worker can serve this now (503)
     +-- WorkerLostError             a worker died under a request, or cut its link (503)
@@ -40,6 +41,10 @@ class InvalidRequestError(PdrayError):
 
 class ModelNotFoundError(InvalidRequestError):
     """The request names a model that is not served here."""
+
+
+class AuthenticationError(PdrayError):
+    """The request has no API key, or none that is known here."""
 
 
 class OverloadedError(PdrayError):

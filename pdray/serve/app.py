@@ -6,15 +6,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from uuid import uuid4
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
+from ray.serve.context import _get_global_client
 
 from pdray.cluster.client import RayControllerClient
 from pdray.config import PdrayConfig, load_config, parse_config
+from pdray.config_checks import open_to_all
 from pdray.core.clock import WallClock
 from pdray.core.errors import ConfigError, UnavailableError
 from pdray.frontend.frontend import Frontend
@@ -22,6 +25,7 @@ from pdray.frontend.text import Tokenizer
 from pdray.model_source import resolve_model
 from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import RETRY_AFTER_S, IngressState, make_api
+from pdray.serve.keys import KeyRing
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,18 @@ def config_of(args: Mapping[str, object]) -> PdrayConfig:
     )
 
 
+def keys_of(config: PdrayConfig) -> KeyRing | None:
+    """None where everybody is let in. Raises ConfigError where that would be more than was asked
+    for: Serve listens where whoever started it said, be that not in this config."""
+    serve_client = _get_global_client()
+    assert serve_client is not None, "a replica without Ray Serve"
+    host = serve_client.http_config.host
+    if (problem := open_to_all(config.serve, host)) is not None:
+        raise ConfigError(f"Ray Serve listens on {host}: {problem}")
+    keys_file = config.serve.keys_file
+    return None if keys_file is None else KeyRing(Path(keys_file))
+
+
 class Ingress:
     """A replica: ready when its application's workers can serve, else its start fails."""
 
@@ -81,6 +97,7 @@ class Ingress:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls it once; the replica gets requests when it has returned."""
+        keys = await asyncio.to_thread(keys_of, self._config)
         # The controller first, as the workers load the model meanwhile.
         await self._controller.start(self._frontend.metrics.text)
         path = await asyncio.to_thread(resolve_model, self._config.model, logger.info)
@@ -98,6 +115,7 @@ class Ingress:
                 missing=self._missing,
                 metrics_text=self._controller.metrics_text,
                 max_ongoing_requests=self._config.serve.max_ongoing_requests,
+                keys=keys,
             )
         )
 

@@ -109,7 +109,7 @@ class BatchRun:
         retry_s = FIRST_RETRY_S
         while True:
             try:
-                return await self._service.complete(await self._service.prepare(line.parse()))
+                return await self._service.complete(await self._service.prepare(line.parse(), None))
             except PdrayError as error:
                 if failure_of(error).status not in RETRYABLE_STATUSES:
                     raise

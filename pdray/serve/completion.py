@@ -96,8 +96,9 @@ class CompletionService:
         self._source = source
         self._tokenizer = tokenizer
 
-    async def prepare(self, body: GenerationBody) -> Job:
-        """Tokenizes. Raises InvalidRequestError, ModelNotFoundError, UnavailableError."""
+    async def prepare(self, body: GenerationBody, tenant: str | None) -> Job:
+        """Tokenizes, for a tenant whose KV is nobody else's. Raises InvalidRequestError,
+        ModelNotFoundError, UnavailableError."""
         if body.model != self.model_name:
             raise ModelNotFoundError(
                 f"model = {body.model!r} is not served here; accepted: {self.model_name!r}",
@@ -124,7 +125,7 @@ class CompletionService:
                 sampling=replace(
                     sampling_params(body, choice, len(prompt), limits), grammar=prompting.grammar
                 ),
-                cache_salt=body.cache_salt,
+                cache_salt=salt_of(tenant, body.cache_salt),
             )
             for index, prompt in enumerate(prompts)
             for choice in range(body.n)
@@ -229,3 +230,11 @@ def check_fits_body(request: Request, limits: ServingLimits, body: GenerationBod
             names["max_tokens"] = "max_completion_tokens"
         param = names.get(error.param or "", error.param)
         raise InvalidRequestError(str(error), param=param, code=error.code) from None
+
+
+def salt_of(tenant: str | None, cache_salt: str | None) -> str | None:
+    """The prefix cache's salt: tenants share no KV, whatever salts they send. No two pairs have
+    the same, as a tenant's name has no slash."""
+    if tenant is None:
+        return cache_salt
+    return tenant if cache_salt is None else f"{tenant}/{cache_salt}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from pdray.core.errors import (
+    AuthenticationError,
     InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
@@ -37,6 +38,12 @@ def failure_of(error: PdrayError) -> Failure:
             return invalid(error, HTTPStatus.NOT_FOUND)
         case InvalidRequestError():
             return invalid(error, HTTPStatus.BAD_REQUEST)
+        case AuthenticationError():
+            return Failure(
+                status=HTTPStatus.UNAUTHORIZED,
+                body=error_body(str(error), "invalid_request_error", code="invalid_api_key"),
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         case OverloadedError():
             return Failure(
                 status=HTTPStatus.TOO_MANY_REQUESTS,

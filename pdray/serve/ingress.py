@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,10 +22,12 @@ from pdray.core.errors import (
 )
 from pdray.serve.completion import CompletionService
 from pdray.serve.error_bodies import error_body
+from pdray.serve.keys import KeyRing
 from pdray.serve.openai_api import GenerationBody, parse_chat, parse_completion
 from pdray.serve.openai_responses import ModelCard, ModelList, Sent
 from pdray.serve.request_checks import shown
 from pdray.serve.stream import JsonAnswer, SseAnswer, error_response, json_response
+from pdray.serve.tenancy import tenant_check
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressState:
     """What the routes work on. ``missing`` says why no request can be placed, None where one
-    can; ``metrics_text`` gives the exposition of the whole application.
+    can; ``metrics_text`` gives the exposition of the whole application; without ``keys``
+    everybody is let in.
 
     Past ``max_ongoing_requests`` calls in flight, further ones get a 429.
     """
@@ -46,6 +49,7 @@ class IngressState:
     missing: Callable[[], Awaitable[str | None]]
     metrics_text: Callable[[], Awaitable[bytes]]
     max_ongoing_requests: int
+    keys: KeyRing | None
     write_timeout_s: float = 30.0
 
 
@@ -61,31 +65,33 @@ def make_api(state: IngressState) -> FastAPI:
     api = FastAPI(title="pdray", openapi_url=None)
     api.add_middleware(OngoingLimit, max_ongoing_requests=state.max_ongoing_requests)
     add_error_handlers(api)
-    add_generation_routes(api, state)
-    add_model_routes(api, state)
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(tenant_check(state.keys))])
+    add_generation_routes(v1, state)
+    add_model_routes(v1, state)
+    api.include_router(v1)
     add_operation_routes(api, state)
     return api
 
 
-def add_generation_routes(api: FastAPI, state: IngressState) -> None:
+def add_generation_routes(v1: APIRouter, state: IngressState) -> None:
     async def answer(parse: Callable[[object], GenerationBody], request: Request) -> Response:
         body = parse(await read_json(request))
-        job = await state.service.prepare(body)
+        job = await state.service.prepare(body, request.state.tenant)
         if body.stream:
             bundles = state.service.stream(job)
             return SseAnswer(bundles, write_timeout_s=state.write_timeout_s)
         return JsonAnswer(lambda: state.service.complete(job))
 
-    @api.post("/v1/completions")
+    @v1.post("/completions")
     async def completions(request: Request) -> Response:
         return await answer(parse_completion, request)
 
-    @api.post("/v1/chat/completions")
+    @v1.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         return await answer(parse_chat, request)
 
 
-def add_model_routes(api: FastAPI, state: IngressState) -> None:
+def add_model_routes(v1: APIRouter, state: IngressState) -> None:
     name = state.service.model_name
     created = int(time.time())
 
@@ -96,11 +102,11 @@ def add_model_routes(api: FastAPI, state: IngressState) -> None:
             return ModelCard(id=name, created=created)
         return ModelCard(id=name, created=created, max_model_len=limits.max_model_len)
 
-    @api.get("/v1/models")
+    @v1.get("/models")
     async def models() -> Response:
         return json_response(ModelList(data=(await card(),)))
 
-    @api.get("/v1/models/{model:path}")
+    @v1.get("/models/{model:path}")
     async def model_of_name(model: str) -> Response:
         if model != name:
             raise ModelNotFoundError(

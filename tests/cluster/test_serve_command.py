@@ -97,6 +97,16 @@ def test_a_port_in_use_ends_it_before_ray_starts(config_path: Path) -> None:
             assert "Ray" not in server.log
 
 
+def test_a_keys_file_that_is_not_there_ends_it_before_ray_starts(config_path: Path) -> None:
+    data = yaml.safe_load(config_path.read_text())
+    data["serve"]["keys_file"] = "keys.yaml"
+    config_path.write_text(yaml.safe_dump(data))
+    with served(config_path) as server:
+        assert server.process.wait(STOP_TIMEOUT_S) == 1
+        assert f"{config_path.parent / 'keys.yaml'}: cannot be read" in server.log
+        assert "Ray" not in server.log
+
+
 def test_a_model_that_cannot_be_served_is_told_and_leaves_no_process(
     config_path: Path, tmp_path: Path
 ) -> None:

@@ -49,7 +49,11 @@ async def client(
         return cluster.frontend.metrics.text()
 
     state = IngressState(
-        service=service, missing=missing, metrics_text=metrics_text, max_ongoing_requests=64
+        service=service,
+        missing=missing,
+        metrics_text=metrics_text,
+        max_ongoing_requests=64,
+        keys=None,
     )
     async with (
         serving(make_api(state)) as url,

@@ -110,6 +110,9 @@ def test_the_serve_deploy_file_names_a_shipped_config_and_the_builder() -> None:
         ("pools.Prefill", {}, ["pools.Prefill", "lower-case"]),
         ("node_groups.a.engine", {"max_batch_size": -1}, ["node_groups.a.engine.max_batch_size"]),
         ("node_groups.a.resources_per_worker", {"CPU": 0}, ["resources_per_worker.CPU = 0"]),
+        ("serve.host", "0.0.0.0", ["serve.host = '0.0.0.0'", "serve.keys_file", "allow_anonymous"]),
+        ("serve.host", "::", ["serve.host = '::'", "serve.keys_file"]),
+        ("serve", {"keys_file": "k", "allow_anonymous": True}, ["allow_anonymous = True"]),
         ("mode", "soft", ["mode = 'soft'", "not in this version", "accepted: pooled"]),
         ("mode", "poold", ["mode = 'poold'", "accepted: pooled"]),
         ("dtype", "int8", ["dtype = 'int8'", "'float32'"]),
@@ -284,7 +287,7 @@ def test_what_workers_run_makes_another_generation(key: str, value: object) -> N
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("serve.port", 9000), ("serve.host", "0.0.0.0"), ("served_model_name", "x")]
+    ("key", "value"), [("serve.port", 9000), ("serve.host", "::1"), ("served_model_name", "x")]
 )
 def test_what_only_the_ingress_reads_does_not(key: str, value: object) -> None:
     assert not renamed(lambda data: put(data, key, value))

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from pdray.frontend.text import Tokenizer
 from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import IngressState, make_api
+from pdray.serve.keys import KeyRing
 from tests.http_server import serving
 from tests.scripted_source import ScriptedSource
 
@@ -28,7 +30,12 @@ def tokenizer(tiny_model_path: Path) -> Tokenizer:
 
 
 def state_of(
-    source: ScriptedSource, tokenizer: Tokenizer, *, max_ongoing: int = 64, write_s: float = 60.0
+    source: ScriptedSource,
+    tokenizer: Tokenizer,
+    *,
+    max_ongoing: int = 64,
+    write_s: float = 60.0,
+    keys: KeyRing | None = None,
 ) -> IngressState:
     async def missing() -> str | None:
         return None if source.is_up else "decode worker 0 (loading)"
@@ -42,6 +49,7 @@ def state_of(
         missing=missing,
         metrics_text=metrics_text,
         max_ongoing_requests=max_ongoing,
+        keys=keys,
         write_timeout_s=write_s,
     )
 
@@ -52,9 +60,9 @@ def open_api(tokenizer: Tokenizer) -> OpenApi:
 
     @contextlib.asynccontextmanager
     async def open_client(
-        source: ScriptedSource, **settings: float
+        source: ScriptedSource, **settings: Any
     ) -> AsyncGenerator[httpx.AsyncClient, None]:
-        api = make_api(state_of(source, tokenizer, **settings))  # type: ignore[arg-type]
+        api = make_api(state_of(source, tokenizer, **settings))
         transport = httpx.ASGITransport(api, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield client
@@ -67,8 +75,8 @@ def open_server(tokenizer: Tokenizer) -> OpenServer:
     """``async with open_server(source) as url``: a real uvicorn on loopback."""
 
     @contextlib.asynccontextmanager
-    async def serve(source: ScriptedSource, **settings: float) -> AsyncGenerator[str, None]:
-        api = make_api(state_of(source, tokenizer, **settings))  # type: ignore[arg-type]
+    async def serve(source: ScriptedSource, **settings: Any) -> AsyncGenerator[str, None]:
+        api = make_api(state_of(source, tokenizer, **settings))
         async with serving(api) as url:
             yield url
 
