@@ -7,11 +7,13 @@ that history.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from hashlib import blake2b
 
 from pdray.engine.block_needs import first_needed_block
 from pdray.engine.prefix_cache import PrefixCache
+from pdray.engine.prefix_fill import PrefixFill
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence
 from pdray.engine.sequence_blocks import SequenceBlocks
@@ -67,9 +69,7 @@ def next_token(digest: bytes) -> int:
 
 def tokens_alone(prompt: Iterable[int], num_tokens: int) -> list[int]:
     """What a sequence says that nothing ever happens to."""
-    digest = b""
-    for token_id in prompt:
-        digest = digest_after(digest, token_id)
+    digest = digests_of(prompt)[-1]
     outputs: list[int] = []
     for _ in range(num_tokens):
         outputs.append(next_token(digest))
@@ -103,6 +103,18 @@ class WrittenKV:
         """As a pull does: all that its tables have room for, and that is not shared."""
         for group, table in zip(self._groups, seq.block_tables, strict=True):
             self._write(seq, table.first_own_block * self._block_size, seq.num_tokens, [group])
+
+    def write_filled(self, fill: PrefixFill, token_ids: Iterable[int]) -> None:
+        """As a read does that fills the prefix cache, of a prefix of these tokens."""
+        digests = digests_of(token_ids)
+        for run in fill.missing:
+            for number, block_id in enumerate(run.block_ids, run.first_block):
+                assert block_id not in self._pool.index, "a block that others may find is written"
+                start = number * self._block_size
+                self._slots[block_id] = [
+                    (run.group_id, position, digests[position])
+                    for position in range(start, start + self._block_size)
+                ]
 
     def _write(
         self, seq: Sequence, start: int, end: int, groups: Iterable[KVGroup] | None = None
@@ -147,8 +159,9 @@ class WrittenKV:
         return table.block_ids[index], position % self._block_size
 
     def _digests(self, seq: Sequence) -> list[bytes]:
-        digests, digest = [], b""
-        for token_id in seq.token_ids(0, seq.num_tokens):
-            digest = digest_after(digest, token_id)
-            digests.append(digest)
-        return digests
+        return digests_of(seq.token_ids(0, seq.num_tokens))
+
+
+def digests_of(token_ids: Iterable[int]) -> list[bytes]:
+    """After each of them."""
+    return list(itertools.accumulate(token_ids, digest_after, initial=b""))[1:]

@@ -25,6 +25,7 @@ from pdray.engine.limits import check_limits, longest_sequence
 from pdray.engine.model import LoadedModel, check_ranks, load_model
 from pdray.engine.outputs import SequenceOutput, StepOutput
 from pdray.engine.prefix_cache import PrefixCache
+from pdray.engine.prefix_fill import PrefixFills
 from pdray.engine.run_ahead import RunAhead, gains_by_running_ahead
 from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampling.sampled import SampledToken
@@ -92,6 +93,13 @@ class Engine:
             max_batch_size=config.max_batch_size,
         )
         self._changed = threading.Condition()
+        self.prefix_fills = PrefixFills(
+            groups=self.layout.groups,
+            block_size=config.block_size,
+            pool=self.pool,
+            is_pool_promised=lambda: self._scheduler.is_pool_promised,
+            changed=self._changed,
+        )
         self._run_ahead: RunAhead | None = None
         if runs_ahead:
             self._run_ahead = RunAhead(

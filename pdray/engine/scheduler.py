@@ -96,7 +96,7 @@ class Scheduler:
     def allocate(self, seq: Sequence, num_tokens: int) -> bool:
         """Takes all blocks that the sequence can need to compute ``num_tokens``, those that the
         prefix cache has of it among them, or none."""
-        if self._is_pool_promised:
+        if self.is_pool_promised:
             return False
         start = self._blocks.find_start(seq, num_tokens, num_spare=0)
         if start is None:
@@ -108,10 +108,10 @@ class Scheduler:
         """Takes all blocks for the sequence's tokens, whose KV is computed elsewhere and will be
         written here where it is not shared, and for ``num_margin_tokens`` more to be computed
         here; or none."""
-        return not self._is_pool_promised and self._blocks.reserve(seq, num_margin_tokens)
+        return not self.is_pool_promised and self._blocks.reserve(seq, num_margin_tokens)
 
     @property
-    def _is_pool_promised(self) -> bool:
+    def is_pool_promised(self) -> bool:
         """A sequence waits for blocks: newcomers must not starve it."""
         return bool(self._waiting) and self._find_next_start() is None
 

@@ -4,11 +4,14 @@ as it would alone, and all end in a number of steps that is known beforehand."""
 
 from __future__ import annotations
 
+import threading
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pdray.engine.block_needs import first_needed_block, max_sequence_tokens, num_blocks_of
+from pdray.engine.prefix_fill import PrefixFill, PrefixFills
 from pdray.engine.scheduler import StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.kvcache.block_pool import BlockPool
@@ -47,7 +50,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.groups = groups_of(windows)
         self.pool = BlockPool(num_blocks)
         self.kv = WrittenKV(self.groups, self.pool, BLOCK_SIZE)
-        self.scheduler, _ = scheduler_of(
+        self.scheduler, self.prefix_cache = scheduler_of(
             self.groups,
             self.pool,
             block_size=BLOCK_SIZE,
@@ -61,6 +64,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             block_size=BLOCK_SIZE,
             limit=240,
         )
+        self.fills = PrefixFills(
+            groups=self.groups,
+            block_size=BLOCK_SIZE,
+            pool=self.pool,
+            is_pool_promised=lambda: self.scheduler.is_pool_promised,
+            changed=threading.Condition(),
+        )
+        self.filling: list[tuple[Sequence, PrefixFill]] = []
         self.live: list[Sequence] = []
         self.lent: list[Sequence] = []
         self.reserved: list[Sequence] = []
@@ -117,6 +128,32 @@ class SchedulerMachine(RuleBasedStateMachine):
     def give_up_reservation(self) -> None:
         self.scheduler.release(self.reserved.pop(0))
 
+    @rule(kind=KINDS, num_tokens=LENGTHS)
+    def begin_fill(self, kind: int, num_tokens: int) -> None:
+        prompt = self.new_sequence(kind, num_tokens, 1)
+        self.prefix_cache.hash(prompt)
+        num_available = self.pool.num_available_blocks
+        fill = self.fills.begin(prompt.prefix_hashes, prompt.num_tokens)
+        if fill is not None:
+            self.filling.append((prompt, fill))
+        else:
+            assert self.pool.num_available_blocks == num_available
+
+    @precondition(lambda self: self.filling)
+    @rule(data=st.data())
+    def filled(self, data: st.DataObject) -> None:
+        prompt, fill = self.filling.pop(data.draw(st.integers(0, len(self.filling) - 1)))
+        self.kv.write_filled(fill, prompt.request.prompt_token_ids)
+        self.fills.finish(fill)
+        found = self.prefix_cache.find(prompt).num_computed_tokens
+        num_filled = prompt.num_tokens // BLOCK_SIZE * BLOCK_SIZE
+        assert found == min(num_filled, prompt.num_tokens - 1)
+
+    @precondition(lambda self: self.filling)
+    @rule()
+    def abandon_fill(self) -> None:
+        self.fills.abandon(self.filling.pop(0)[1])
+
     @precondition(lambda self: self.lent)
     @rule()
     def lease_ends(self) -> None:
@@ -151,7 +188,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def assert_the_oldest_goes_on(self, before: Sequence | None, plan: StepPlan) -> None:
         """``before`` was the oldest until this step was planned."""
         if before is not None and before.state is not SequenceState.RUNNING:
-            promised = [*self.lent, *self.reserved, *(each for each in self.live if each.is_lent)]
+            lent = [each for each in self.live if each.is_lent]
+            promised = [*self.lent, *self.reserved, *self.filling, *lent]
             assert promised, "the oldest was preempted, and nobody holds what cannot be taken"
         oldest = self.oldest_running()
         if oldest is not None:
@@ -186,7 +224,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pool.check_integrity()
         held: set[int] = set()
         own: list[int] = []
-        for each in [*self.live, *self.lent, *self.reserved]:
+        fills = [fill for _, fill in self.filling]
+        assert self.fills.block_ids == {id_ for fill in fills for id_ in fill.block_ids}
+        for each in [*self.live, *self.lent, *self.reserved, *fills]:
             held |= set(each.block_ids)
             own += [id_ for id_ in each.block_ids if id_ not in self.pool.index]
         assert len(held) == self.pool.num_held_blocks
@@ -203,10 +243,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         # older one that starts, of which there are fewer than sequences.
         max_steps = len(self.live) * sum(map(steps_alone, self.live))
         num_steps = 0
-        while self.live or self.lent or self.reserved:
+        while self.live or self.lent or self.reserved or self.filling:
             for sequence in [*self.lent, *self.reserved]:
                 self.scheduler.release(sequence)
             self.lent, self.reserved = [], []
+            while self.filling:
+                self.abandon_fill()
             if self.live:
                 assert self.scheduler.has_work, "sequences wait, and nothing holds them up"
                 assert num_steps < max_steps, "some sequence starves"
