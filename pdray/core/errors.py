@@ -6,6 +6,8 @@
     +-- ConfigError                 the YAML: names file, key, value and what is accepted
     +-- InvalidRequestError         the client's fault (400); carries the parameter's name
     |   +-- ModelNotFoundError      (404)
+    |   +-- HandleRefusedError      a KV handle that is forged, foreign, expired or used up
+    |                               (400, 403, 410, 409)
     +-- AuthenticationError         no API key that is known here (401)
     +-- OverloadedError             past a bound (429); carries retry_after_s
     +-- UnavailableError            no worker can serve this now (503)
@@ -20,6 +22,8 @@
 """
 
 from __future__ import annotations
+
+import enum
 
 
 class PdrayError(Exception):
@@ -41,6 +45,23 @@ class InvalidRequestError(PdrayError):
 
 class ModelNotFoundError(InvalidRequestError):
     """The request names a model that is not served here."""
+
+
+class HandleProblem(enum.StrEnum):
+    """Why a KV handle, or the lease in it, is not taken: the error's code."""
+
+    FORGED = "invalid_kv_handle"
+    FOREIGN = "foreign_kv_handle"
+    EXPIRED = "expired_kv_handle"
+    USED_UP = "used_kv_handle"
+
+
+class HandleRefusedError(InvalidRequestError):
+    """The KV handle cannot be used, now or ever: prefill has to run again."""
+
+    def __init__(self, message: str, *, problem: HandleProblem) -> None:
+        super().__init__(message, param="kv_handle", code=problem.value)
+        self.problem = problem
 
 
 class AuthenticationError(PdrayError):

@@ -9,6 +9,8 @@ from http import HTTPStatus
 
 from pdray.core.errors import (
     AuthenticationError,
+    HandleProblem,
+    HandleRefusedError,
     InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
@@ -20,6 +22,13 @@ from pdray.core.errors import (
 from pdray.serve.openai_responses import Error, ErrorBody
 
 RETRYABLE_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+HANDLE_STATUSES = {
+    HandleProblem.FORGED: HTTPStatus.BAD_REQUEST,
+    HandleProblem.FOREIGN: HTTPStatus.FORBIDDEN,
+    HandleProblem.EXPIRED: HTTPStatus.GONE,
+    HandleProblem.USED_UP: HTTPStatus.CONFLICT,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +45,8 @@ def failure_of(error: PdrayError) -> Failure:
     match error:
         case ModelNotFoundError():
             return invalid(error, HTTPStatus.NOT_FOUND)
+        case HandleRefusedError():
+            return invalid(error, HANDLE_STATUSES[error.problem])
         case InvalidRequestError():
             return invalid(error, HTTPStatus.BAD_REQUEST)
         case AuthenticationError():
