@@ -203,8 +203,8 @@ class RayControllerClient:
             return
         self._in_flight[answer.request_id] = InFlight(
             ask=ask,
-            prefill_id=answer.prefill.worker_id,
-            decode_id=answer.decode_candidates[0].worker_id,
+            prefill_id=None if answer.prefill is None else answer.prefill.worker_id,
+            decode_id=answer.decode_candidates[0].worker_id if answer.decode_candidates else None,
         )
 
     async def _renew_later(self) -> None:

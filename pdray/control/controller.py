@@ -18,7 +18,7 @@ from pdray.core.placement import (
     ServingLimits,
 )
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import WorkerInfo, WorkerSnapshot
+from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
 from pdray.policy.admission import max_in_flight
 from pdray.policy.placement.base import PlacementPolicy
 
@@ -31,12 +31,14 @@ from .router import Router
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlConfig:
     """``frontend_timeout_s``: a frontend that says nothing for so long is forgotten.
-    ``stale_after_s``: a worker without a snapshot for so long gets no new work."""
+    ``stale_after_s``: a worker without a snapshot for so long gets no new work. ``phases``: what
+    requests are placed for."""
 
     max_queued_requests: int
     queue_timeout_s: float
     frontend_timeout_s: float = 10.0
     stale_after_s: float = 10.0
+    phases: Role = Role.MIXED
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class ControlPlane:
 
     def __init__(self, config: ControlConfig, policy: PlacementPolicy) -> None:
         self._config = config
-        self._fleet = Fleet()
+        self._fleet = Fleet(config.phases)
         self._table = InFlightTable(self._fleet)
         self._router = Router(policy, self._fleet, self._table, config.max_queued_requests)
         self._frontends: dict[str, _FrontendRecord] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 
 from pdray.core.placement import PlacementAsk, ServingLimits
 from pdray.core.request import WorkerId
@@ -61,12 +62,13 @@ class WorkerRecord:
 class Fleet:
     """All living workers. A FleetView; only the control plane changes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, phases: Role = Role.MIXED) -> None:
+        self.phases = phases
         self._workers: dict[WorkerId, WorkerRecord] = {}
         # Kept apart from the records: a remade controller hears of requests before workers.
         self._decoding: Counter[WorkerId] = Counter()
 
-    def __contains__(self, worker_id: WorkerId) -> bool:
+    def __contains__(self, worker_id: WorkerId | None) -> bool:
         return worker_id in self._workers
 
     def get(self, worker_id: WorkerId) -> WorkerRecord | None:
@@ -109,35 +111,43 @@ class Fleet:
         """Whether some pair of living workers, once empty, could hold this request."""
         num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
         return any(
-            prefill.max_sequence_tokens >= ask.num_prompt_tokens
-            and decode.max_sequence_tokens >= num_total_tokens
+            (prefill is None or prefill.max_sequence_tokens >= ask.num_prompt_tokens)
+            and (decode is None or decode.max_sequence_tokens >= num_total_tokens)
             for prefill, decode in self._pairs()
         )
 
     def limits(self) -> ServingLimits | None:
         """None while no pair of workers lives."""
-        pairs = self._pairs()
+        pairs = [[info for info in pair if info is not None] for pair in self._pairs()]
         if not pairs:
             return None
-        max_model_len = max(min(p.max_model_len, d.max_model_len) for p, d in pairs)
-        max_sequence_tokens = max(d.max_sequence_tokens for _, d in pairs)
+        max_model_len = max(min(info.max_model_len for info in pair) for pair in pairs)
+        max_sequence_tokens = max(pair[-1].max_sequence_tokens for pair in pairs)
         return ServingLimits(
             max_model_len=max_model_len,
             max_sequence_tokens=min(max_sequence_tokens, max_model_len),
         )
 
-    def _pairs(self) -> list[tuple[WorkerInfo, WorkerInfo]]:
-        """The largest prefill and decode worker of every layout that has both."""
+    def _pairs(self) -> list[tuple[WorkerInfo | None, WorkerInfo | None]]:
+        """The largest prefill and decode worker of every layout that has both; None for a phase
+        that is another application's."""
         infos = [record.info for record in self._workers.values()]
-        pairs = []
+        pairs: list[tuple[WorkerInfo | None, WorkerInfo | None]] = []
         for digest in dict.fromkeys(info.layout_digest for info in infos):
             alike = [info for info in infos if info.layout_digest == digest]
-            prefills = [info for info in alike if Role.PREFILL in info.role]
-            decodes = [info for info in alike if Role.DECODE in info.role]
-            if prefills and decodes:
-                pairs.append((max(prefills, key=_size), max(decodes, key=_size)))
+            prefill = _largest(alike, Role.PREFILL)
+            decode = _largest(alike, Role.DECODE)
+            if self.phases is Role.PREFILL:
+                decode = None
+            elif self.phases is Role.DECODE:
+                prefill = None
+            elif prefill is None or decode is None:
+                continue
+            if prefill is not None or decode is not None:
+                pairs.append((prefill, decode))
         return pairs
 
 
-def _size(info: WorkerInfo) -> int:
-    return info.max_sequence_tokens
+def _largest(infos: Sequence[WorkerInfo], role: Role) -> WorkerInfo | None:
+    able = [info for info in infos if role in info.role]
+    return max(able, key=lambda info: info.max_sequence_tokens, default=None)

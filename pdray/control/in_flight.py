@@ -44,14 +44,16 @@ class InFlightTable:
         request_id = placed.in_flight.ask.request_id
         self.remove(request_id)
         self._placed[request_id] = placed
-        self._fleet.book_decode(placed.in_flight.decode_id, 1)
+        if placed.in_flight.decode_id is not None:
+            self._fleet.book_decode(placed.in_flight.decode_id, 1)
 
     def remove(self, request_id: str) -> bool:
         """False where it is unknown."""
         placed = self._placed.pop(request_id, None)
         if placed is None:
             return False
-        self._fleet.book_decode(placed.in_flight.decode_id, -1)
+        if placed.in_flight.decode_id is not None:
+            self._fleet.book_decode(placed.in_flight.decode_id, -1)
         return True
 
     def finish(self, request_id: str, now: float) -> bool:
@@ -68,7 +70,8 @@ class InFlightTable:
         return len(self._finished_at) / max(now - self._finished_at[0], 1.0)
 
     def check_integrity(self) -> None:
-        booked = Counter(placed.in_flight.decode_id for placed in self._placed.values())
+        decode_ids = [placed.in_flight.decode_id for placed in self._placed.values()]
+        booked = Counter(decode_id for decode_id in decode_ids if decode_id is not None)
         assert self._fleet.decoding() == booked, (
             f"booked on workers {self._fleet.decoding()}, in flight {dict(booked)}"
         )

@@ -6,11 +6,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role
 from pdray.policy.admission import Admission, decide, max_in_flight, retry_after_s
 from pdray.policy.placement.base import PlacementPolicy
 
-from .fleet import Fleet
+from .fleet import Fleet, WorkerRecord
 from .in_flight import InFlightTable, PlacedRequest
 
 
@@ -117,7 +118,7 @@ class Router:
     ) -> Placement | Queued | Refusal | None:
         """The answer to an ask that was made before, as its reply may have been lost.
 
-        One whose prefill worker has left is placed again.
+        One whose first worker has left is placed again.
         """
         queued = self._queue.get(ask.request_id)
         placed = self._table.get(ask.request_id)
@@ -130,7 +131,8 @@ class Router:
         if queued is not None:
             return Queued(request_id=ask.request_id)
         assert placed is not None
-        if placed.placement is not None and placed.in_flight.prefill_id in self._fleet:
+        first_id = placed.in_flight.prefill_id or placed.in_flight.decode_id
+        if placed.placement is not None and first_id in self._fleet:
             return placed.placement
         self._table.remove(ask.request_id)
         return None
@@ -146,22 +148,33 @@ class Router:
         choice = self._policy.place(self._fleet, ask)
         if choice is None:
             return None
-        prefill = self._fleet.get(choice.prefill_id)
+        prefill = self._ready(choice.prefill_id, Role.PREFILL)
         decodes = [self._fleet.get(worker_id) for worker_id in choice.decode_ids]
-        assert prefill is not None, f"no such worker: {choice.prefill_id}"
-        assert prefill.is_ready, f"not ready: {choice.prefill_id}"
-        assert Role.PREFILL in prefill.info.role, f"no prefill worker: {choice.prefill_id}"
         placement = Placement(
             request_id=ask.request_id,
-            prefill=prefill.info.address,
+            prefill=None if prefill is None else prefill.info.address,
             decode_candidates=tuple(d.info.address for d in decodes if d is not None),
         )
-        prefill.add_prefill(ask.num_prompt_tokens, now)
-        in_flight = InFlight(ask=ask, prefill_id=choice.prefill_id, decode_id=choice.decode_ids[0])
+        if prefill is not None:
+            prefill.add_prefill(ask.num_prompt_tokens, now)
+        in_flight = InFlight(
+            ask=ask,
+            prefill_id=choice.prefill_id,
+            decode_id=choice.decode_ids[0] if choice.decode_ids else None,
+        )
         self._table.add(
             PlacedRequest(frontend_id=frontend_id, in_flight=in_flight, placement=placement)
         )
         return placement
+
+    def _ready(self, worker_id: WorkerId | None, role: Role) -> WorkerRecord | None:
+        if worker_id is None:
+            return None
+        worker = self._fleet.get(worker_id)
+        assert worker is not None, f"no such worker: {worker_id}"
+        assert worker.is_ready, f"not ready: {worker_id}"
+        assert role in worker.info.role, f"no {role.name} worker: {worker_id}"
+        return worker
 
     def _refuse(self, ask: PlacementAsk, reason: str, now: float) -> Refusal:
         return Refusal(

@@ -29,10 +29,11 @@ class PlacementAsk:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """A prefill worker, and decode workers in order of preference (bound late: the first
-    that can reserve blocks when the prompt is about to run gets the request)."""
+    that can reserve blocks when the prompt is about to run gets the request). Of an application
+    that has one of the phases alone, the other is None or empty."""
 
     request_id: str
-    prefill: WorkerAddress
+    prefill: WorkerAddress | None
     decode_candidates: tuple[WorkerAddress, ...]
 
 
@@ -56,7 +57,8 @@ class Refusal:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingLimits:
     """The longest sequence (prompt and output tokens) that some pair of live workers takes: by
-    the model's length, and by the KV memory of the decode worker."""
+    the model's length, and by the KV memory of the decode worker (of the prefill worker where
+    the application has no other)."""
 
     max_model_len: int
     max_sequence_tokens: int
@@ -67,5 +69,5 @@ class InFlight:
     """A request placed and not finished, as its frontend tells it to a remade controller."""
 
     ask: PlacementAsk
-    prefill_id: WorkerId
-    decode_id: WorkerId
+    prefill_id: WorkerId | None
+    decode_id: WorkerId | None

@@ -100,5 +100,10 @@ class WorkerView(Protocol):
 class FleetView(Protocol):
     """What a policy may read of all workers: valid until the next event."""
 
+    @property
+    def phases(self) -> Role:
+        """What requests are placed for: MIXED, or one of the phases where the other is another
+        application's."""
+
     def ready(self, role: Role) -> Sequence[WorkerView]:
         """Workers that take new work of every role in the mask, oldest first."""

@@ -145,6 +145,7 @@ class Frontend:
 
     async def _submit(self, live: _Live, placement: Placement) -> None:
         """Links to every worker that may send tokens come first, so that none has to wait."""
+        assert placement.prefill is not None, "placed for decode alone"
         prefill, *decodes = await asyncio.gather(
             self._peers.get(placement.prefill),
             *(self._peers.get(address) for address in placement.decode_candidates),

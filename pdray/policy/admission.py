@@ -22,6 +22,7 @@ def max_in_flight(view: FleetView) -> int:
     return sum(
         worker.info.max_batch_size
         for role in (Role.PREFILL, Role.DECODE)
+        if role in view.phases
         for worker in view.ready(role)
     )
 

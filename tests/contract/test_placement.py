@@ -92,3 +92,17 @@ def test_a_mixed_worker_is_paired_with_itself_only_where_it_is_alone(
         choice = policy.place(fleet, make_ask())
         assert choice is not None
         assert choice.prefill_id not in choice.decode_ids
+
+
+@pytest.mark.parametrize("phases", [Role.PREFILL, Role.DECODE])
+def test_where_one_phase_is_another_applications_only_the_other_is_placed(
+    policy: PlacementPolicy, phases: Role
+) -> None:
+    fleet = Fleet(phases)
+    assert policy.place(fleet, make_ask()) is None
+    for info in (make_info("p", Role.PREFILL), make_info("d", Role.DECODE)):
+        fleet.add(info, 0.0)
+    choice = policy.place(fleet, make_ask())
+    assert choice is not None
+    expected = ("p", ()) if phases is Role.PREFILL else (None, ("d",))
+    assert (choice.prefill_id, choice.decode_ids) == expected

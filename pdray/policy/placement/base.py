@@ -15,9 +15,10 @@ MAX_DECODE_CANDIDATES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementChoice:
-    """One prefill worker, and decode workers, best first."""
+    """One prefill worker, and decode workers, best first; None or empty for a phase that is none
+    of ``view.phases``."""
 
-    prefill_id: WorkerId
+    prefill_id: WorkerId | None
     decode_ids: tuple[WorkerId, ...]
 
 
@@ -31,10 +32,15 @@ class PlacementPolicy(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
-    """A prefill worker and every decode worker that can take over from it; never empty."""
+    """A prefill worker and every decode worker that can take over from it: one at least, but for
+    a phase that nobody is placed for."""
 
-    prefill: WorkerView
+    prefill: WorkerView | None
     decodes: Sequence[WorkerView]
+
+    @property
+    def prefill_id(self) -> WorkerId | None:
+        return None if self.prefill is None else self.prefill.info.worker_id
 
 
 def pairings(view: FleetView, ask: PlacementAsk) -> list[Pairing]:
@@ -42,21 +48,44 @@ def pairings(view: FleetView, ask: PlacementAsk) -> list[Pairing]:
 
     A worker is paired with itself only where that is the only pair there is.
     """
-    num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
-    decodes_by_layout: dict[str, list[WorkerView]] = {}
-    for worker in view.ready(Role.DECODE):
-        if worker.info.max_sequence_tokens >= num_total_tokens:
-            decodes_by_layout.setdefault(worker.info.layout_digest, []).append(worker)
+    if view.phases is Role.PREFILL:
+        return [Pairing(prefill=prefill, decodes=()) for prefill in prefills_for(view, ask)]
+    decodes = decodes_for(view, ask)
+    if view.phases is Role.DECODE:
+        return [Pairing(prefill=None, decodes=decodes)] if decodes else []
+    return _pairs(prefills_for(view, ask), decodes)
 
+
+def prefills_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
+    """Ready workers that can hold the prompt."""
+    return [
+        worker
+        for worker in view.ready(Role.PREFILL)
+        if worker.info.max_sequence_tokens >= ask.num_prompt_tokens
+    ]
+
+
+def decodes_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
+    """Ready workers that can hold the prompt and its output."""
+    num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
+    return [
+        worker
+        for worker in view.ready(Role.DECODE)
+        if worker.info.max_sequence_tokens >= num_total_tokens
+    ]
+
+
+def _pairs(prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> list[Pairing]:
+    by_layout: dict[str, list[WorkerView]] = {}
+    for decode in decodes:
+        by_layout.setdefault(decode.info.layout_digest, []).append(decode)
     apart: list[Pairing] = []
     alone: list[Pairing] = []
-    for prefill in view.ready(Role.PREFILL):
-        if prefill.info.max_sequence_tokens < ask.num_prompt_tokens:
-            continue
-        decodes = decodes_by_layout.get(prefill.info.layout_digest, [])
-        others = [d for d in decodes if d.info.worker_id != prefill.info.worker_id]
+    for prefill in prefills:
+        alike = by_layout.get(prefill.info.layout_digest, [])
+        others = [d for d in alike if d.info.worker_id != prefill.info.worker_id]
         if others:
             apart.append(Pairing(prefill=prefill, decodes=others))
-        elif decodes:
-            alone.append(Pairing(prefill=prefill, decodes=decodes))
+        elif alike:
+            alone.append(Pairing(prefill=prefill, decodes=alike))
     return apart or alone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pdray.core.placement import PlacementAsk
 from pdray.core.snapshot import FleetView, WorkerView
 
-from .base import MAX_DECODE_CANDIDATES, PlacementChoice, pairings
+from .base import MAX_DECODE_CANDIDATES, Pairing, PlacementChoice, pairings
 
 
 class LeastLoaded:
@@ -16,12 +16,16 @@ class LeastLoaded:
         pairs = pairings(view, ask)
         if not pairs:
             return None
-        best = min(pairs, key=lambda pair: pair.prefill.prefill_backlog_tokens)
+        best = min(pairs, key=_backlog_tokens)
         decodes = sorted(best.decodes, key=_fullness)[:MAX_DECODE_CANDIDATES]
         return PlacementChoice(
-            prefill_id=best.prefill.info.worker_id,
+            prefill_id=best.prefill_id,
             decode_ids=tuple(worker.info.worker_id for worker in decodes),
         )
+
+
+def _backlog_tokens(pair: Pairing) -> int:
+    return 0 if pair.prefill is None else pair.prefill.prefill_backlog_tokens
 
 
 def _fullness(worker: WorkerView) -> tuple[float, int]:

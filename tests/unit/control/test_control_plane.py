@@ -250,3 +250,57 @@ def test_a_frontend_that_was_thought_gone_may_ask_again() -> None:
     (refusal,) = control.take_decisions()
     assert isinstance(refusal, Refusal)
     assert refusal.retry_after_s is not None
+
+
+def one_phase(phases: Role) -> ControlPlane:
+    """Two workers of this phase, and one of the other, which is there by mistake."""
+    config = ControlConfig(max_queued_requests=8, queue_timeout_s=60.0, phases=phases)
+    control = ControlPlane(config, LeastLoaded())
+    other = Role.MIXED & ~phases
+    for worker_id, role in (("a", phases), ("b", phases), ("c", other)):
+        info = make_info(worker_id, role, max_batch_size=2, max_sequence_tokens=1000)
+        control.worker_joined(info, 0.0)
+    return control
+
+
+def test_an_application_that_only_prefills_places_no_decode() -> None:
+    control = one_phase(Role.PREFILL)
+    assert control.max_in_flight == 4
+    answers = control.place("f", asks("1", "2", "3", "4", "5"), 0.0)
+    assert [type(answer) for answer in answers] == [Placement] * 4 + [Queued]
+    placed = [answer for answer in answers if isinstance(answer, Placement)]
+    assert all(answer.decode_candidates == () for answer in placed)
+    workers = [answer.prefill.worker_id for answer in placed if answer.prefill is not None]
+    assert sorted(workers) == ["a", "a", "b", "b"]
+    control.check_integrity()
+    # A worker that has left has left its prompts: they go to the other one.
+    control.worker_left(WorkerId("a"), 1.0)
+    for answer in control.place("f", asks("1", "2"), 1.0):
+        assert isinstance(answer, Placement | Queued)
+        if isinstance(answer, Placement):
+            assert answer.prefill is not None
+            assert answer.prefill.worker_id == "b"
+    control.check_integrity()
+
+
+def test_an_application_that_only_decodes_places_no_prefill() -> None:
+    control = one_phase(Role.DECODE)
+    answers = control.place("f", asks("1", "2", "3", "4", "5"), 0.0)
+    assert [type(answer) for answer in answers] == [Placement] * 4 + [Queued]
+    placed = [answer for answer in answers if isinstance(answer, Placement)]
+    assert all(answer.prefill is None for answer in placed)
+    first = [answer.decode_candidates[0].worker_id for answer in placed]
+    assert sorted(first) == ["a", "a", "b", "b"]
+    assert all(len(answer.decode_candidates) == 2 for answer in placed)
+    control.finished("f", ["1"], 1.0)
+    assert placed_ids(control.take_decisions()) == ["5"]
+    control.check_integrity()
+
+
+@pytest.mark.parametrize("phases", [Role.PREFILL, Role.DECODE])
+def test_the_limits_of_one_phase_are_those_of_its_workers(phases: Role) -> None:
+    control = one_phase(phases)
+    assert control.limits() == ServingLimits(max_model_len=4096, max_sequence_tokens=1000)
+    for worker_id in ("a", "b"):
+        control.worker_left(WorkerId(worker_id), 0.0)
+    assert control.limits() is None
