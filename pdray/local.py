@@ -14,7 +14,14 @@ from pdray.config import PdrayConfig
 from pdray.control.controller import ControlConfig, ControlPlane
 from pdray.core.clock import WallClock
 from pdray.core.errors import UnavailableError
-from pdray.core.placement import Placement, PlacementAsk, Queued, Refusal, ServingLimits
+from pdray.core.placement import (
+    KeptPrefix,
+    Placement,
+    PlacementAsk,
+    Queued,
+    Refusal,
+    ServingLimits,
+)
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role
 from pdray.frontend.frontend import Frontend
@@ -50,8 +57,8 @@ class LocalController:
         finally:
             self._waiting.pop(request_id, None)
 
-    def finished(self, request_ids: Sequence[str]) -> None:
-        self._plane.finished(self._frontend_id, request_ids, self._clock.now())
+    def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
+        self._plane.finished(self._frontend_id, request_ids, self._clock.now(), kept)
         self._deliver()
 
     async def limits(self) -> ServingLimits:

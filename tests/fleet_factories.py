@@ -61,8 +61,15 @@ def make_snapshot(
 
 
 def make_ask(
-    request_id: str = "r", *, num_prompt_tokens: int = 100, max_tokens: int = 10
+    request_id: str = "r",
+    *,
+    num_prompt_tokens: int = 100,
+    max_tokens: int = 10,
+    prefix_names: tuple[bytes, ...] = (),
 ) -> PlacementAsk:
     return PlacementAsk(
-        request_id=request_id, num_prompt_tokens=num_prompt_tokens, max_tokens=max_tokens
+        request_id=request_id,
+        num_prompt_tokens=num_prompt_tokens,
+        max_tokens=max_tokens,
+        prefix_names=prefix_names,
     )

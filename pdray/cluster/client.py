@@ -16,6 +16,7 @@ from pdray.core.clock import WallClock
 from pdray.core.errors import UnavailableError
 from pdray.core.placement import (
     InFlight,
+    KeptPrefix,
     Placement,
     PlacementAsk,
     Queued,
@@ -64,6 +65,7 @@ class RayControllerClient:
         self._has_limits = asyncio.Event()
         self._to_ask: dict[str, _Asked] = {}
         self._to_finish: list[str] = []
+        self._to_keep: list[KeptPrefix] = []
         self._open: dict[str, PlacementAsk] = {}
         self._in_flight: dict[str, InFlight] = {}
         self._has_news = asyncio.Event()
@@ -121,8 +123,9 @@ class RayControllerClient:
             self._note(answer)
             return answer
 
-    def finished(self, request_ids: Sequence[str]) -> None:
+    def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
         """Does not wait. An ask that has not left yet never will."""
+        self._to_keep += kept
         for request_id in request_ids:
             self._in_flight.pop(request_id, None)
             unsent = self._to_ask.pop(request_id, None)
@@ -165,8 +168,9 @@ class RayControllerClient:
         self._has_news.clear()
         asked, self._to_ask = self._to_ask, {}
         finished, self._to_finish = self._to_finish, []
+        kept, self._to_keep = self._to_keep, []
         if finished:
-            await self._report_finished(finished)
+            await self._report_finished(finished, kept)
         if not asked:
             return
         asks = [each.ask for each in asked.values()]
@@ -183,12 +187,12 @@ class RayControllerClient:
             if not each.answer.done():
                 each.answer.set_result(answer)
 
-    async def _report_finished(self, request_ids: list[str]) -> None:
+    async def _report_finished(self, request_ids: list[str], kept: list[KeptPrefix]) -> None:
         """Not worth a retry: whoever takes the next call hears first what is still in flight."""
         handle = None
         try:
             handle = await self._controller()
-            await _answer(handle, lambda c: c.finished.remote(self._frontend_id, request_ids))
+            await _answer(handle, lambda c: c.finished.remote(self._frontend_id, request_ids, kept))
         except RayError as error:
             logger.info("ends were not reported: %s", type(error).__name__)
             self._forget(handle)

@@ -16,7 +16,14 @@ import ray
 from pdray.config import PdrayConfig
 from pdray.control.controller import ControlConfig, ControlPlane
 from pdray.core.clock import WallClock
-from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.placement import (
+    InFlight,
+    KeptPrefix,
+    Placement,
+    PlacementAsk,
+    Queued,
+    Refusal,
+)
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
 from pdray.policy.placement import PLACEMENT
@@ -100,8 +107,10 @@ class ControllerActor:
         self._waits.pop(request_id, None)
         return answer
 
-    async def finished(self, frontend_id: str, request_ids: Sequence[str]) -> None:
-        self._control.finished(frontend_id, request_ids, self._clock.now())
+    async def finished(
+        self, frontend_id: str, request_ids: Sequence[str], kept: Sequence[KeptPrefix]
+    ) -> None:
+        self._control.finished(frontend_id, request_ids, self._clock.now(), kept)
         self._deliver()
         for request_id in request_ids:
             self._waits.pop(request_id, None)

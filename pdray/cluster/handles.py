@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import ParamSpec, Protocol, TypeVar
 
-from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.placement import (
+    InFlight,
+    KeptPrefix,
+    Placement,
+    PlacementAsk,
+    Queued,
+    Refusal,
+)
 from pdray.core.snapshot import WorkerInfo
 
 from .messages import Claim, ControllerStatus, Heartbeat, Renewal, StartFailure
@@ -36,7 +43,7 @@ class ControllerHandle(Protocol):
 
     place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
     wait: RemoteMethod[[str], Placement | Refusal | None]
-    finished: RemoteMethod[[str, Sequence[str]], None]
+    finished: RemoteMethod[[str, Sequence[str], Sequence[KeptPrefix]], None]
     renew: RemoteMethod[[str, float, bytes], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pdray.core.placement import (
     InFlight,
+    KeptPrefix,
     Placement,
     PlacementAsk,
     Queued,
@@ -25,6 +26,7 @@ from pdray.policy.placement.base import PlacementPolicy
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .layout_mismatch import layout_mismatch
+from .prefix_directory import PrefixDirectory
 from .router import Router
 
 
@@ -32,13 +34,15 @@ from .router import Router
 class ControlConfig:
     """``frontend_timeout_s``: a frontend that says nothing for so long is forgotten.
     ``stale_after_s``: a worker without a snapshot for so long gets no new work. ``phases``: what
-    requests are placed for."""
+    requests are placed for. ``max_known_prefixes``: of so many it is known which worker has their
+    KV."""
 
     max_queued_requests: int
     queue_timeout_s: float
     frontend_timeout_s: float = 10.0
     stale_after_s: float = 10.0
     phases: Role = Role.MIXED
+    max_known_prefixes: int = 65536
 
 
 @dataclass(slots=True)
@@ -54,7 +58,10 @@ class ControlPlane:
         self._config = config
         self._fleet = Fleet(config.phases)
         self._table = InFlightTable(self._fleet)
-        self._router = Router(policy, self._fleet, self._table, config.max_queued_requests)
+        self._directory = PrefixDirectory(config.max_known_prefixes)
+        self._router = Router(
+            policy, self._fleet, self._table, self._directory, config.max_queued_requests
+        )
         self._frontends: dict[str, _FrontendRecord] = {}
         self._decisions: list[Placement | Refusal] = []
 
@@ -90,8 +97,17 @@ class ControlPlane:
         self.frontend_seen(frontend_id, now)
         return [self._router.place(frontend_id, ask, now) for ask in asks]
 
-    def finished(self, frontend_id: str, request_ids: Sequence[str], now: float) -> None:
-        """Ended, cancelled or given up: no longer in flight, nor queued."""
+    def finished(
+        self,
+        frontend_id: str,
+        request_ids: Sequence[str],
+        now: float,
+        kept: Sequence[KeptPrefix] = (),
+    ) -> None:
+        """Ended, cancelled or given up: no longer in flight, nor queued. ``kept`` is what they
+        left in workers' prefix caches."""
+        for prefix in kept:
+            self._directory.put(prefix)
         for request_id in request_ids:
             refusal = self._router.give_up(frontend_id, request_id, now)
             if refusal is not None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.placement import (
+    InFlight,
+    Placement,
+    PlacementAsk,
+    PrefixSource,
+    Queued,
+    Refusal,
+)
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role
 from pdray.policy.admission import Admission, decide, max_in_flight, retry_after_s
@@ -13,6 +20,7 @@ from pdray.policy.placement.base import PlacementPolicy
 
 from .fleet import Fleet, WorkerRecord
 from .in_flight import InFlightTable, PlacedRequest
+from .prefix_directory import PrefixDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +38,17 @@ class Router:
     """
 
     def __init__(
-        self, policy: PlacementPolicy, fleet: Fleet, table: InFlightTable, max_queued: int
+        self,
+        policy: PlacementPolicy,
+        fleet: Fleet,
+        table: InFlightTable,
+        directory: PrefixDirectory,
+        max_queued: int,
     ) -> None:
         self._policy = policy
         self._fleet = fleet
         self._table = table
+        self._directory = directory
         self._max_queued = max_queued
         self._queue: OrderedDict[str, QueuedRequest] = OrderedDict()
 
@@ -154,6 +168,7 @@ class Router:
             request_id=ask.request_id,
             prefill=None if prefill is None else prefill.info.address,
             decode_candidates=tuple(d.info.address for d in decodes if d is not None),
+            prefix_source=self._prefix_source(ask, prefill),
         )
         if prefill is not None:
             prefill.add_prefill(ask.num_prompt_tokens, now)
@@ -175,6 +190,20 @@ class Router:
         assert worker.is_ready, f"not ready: {worker_id}"
         assert role in worker.info.role, f"no {role.name} worker: {worker_id}"
         return worker
+
+    def _prefix_source(
+        self, ask: PlacementAsk, prefill: WorkerRecord | None
+    ) -> PrefixSource | None:
+        """Where the longest known prefix of the prompt is, unless that is where it is computed."""
+        if prefill is None:
+            return None
+        for kept in self._directory.find(ask.prefix_names):
+            source = self._fleet.get(kept.worker_id)
+            if source is prefill:
+                return None
+            if source is not None and source.info.layout_digest == prefill.info.layout_digest:
+                return PrefixSource(address=source.info.address, num_tokens=kept.num_tokens)
+        return None
 
     def _refuse(self, ask: PlacementAsk, reason: str, now: float) -> Refusal:
         return Refusal(

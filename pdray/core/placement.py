@@ -19,22 +19,45 @@ class WorkerAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementAsk:
-    """A request as the controller sees it: lengths, never tokens."""
+    """A request as the controller sees it: lengths, never tokens. ``prefix_names`` has one for
+    every so many tokens of the prompt, of all tokens up to there: equal ones mean equal prefixes,
+    but for a chance that costs time only."""
 
     request_id: str
     num_prompt_tokens: int
     max_tokens: int
+    prefix_names: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPrefix:
+    """A worker has the KV of ``num_tokens`` tokens, ``name``d as in a PlacementAsk, in its
+    prefix cache until it needs the room."""
+
+    name: bytes
+    num_tokens: int
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixSource:
+    """Another worker that should have the KV of a prompt's first ``num_tokens``: a guess."""
+
+    address: WorkerAddress
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """A prefill worker, and decode workers in order of preference (bound late: the first
     that can reserve blocks when the prompt is about to run gets the request). Of an application
-    that has one of the phases alone, the other is None or empty."""
+    that has one of the phases alone, the other is None or empty. From ``prefix_source`` the prefill
+    worker may pull what it would have to compute."""
 
     request_id: str
     prefill: WorkerAddress | None
     decode_candidates: tuple[WorkerAddress, ...]
+    prefix_source: PrefixSource | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from pdray.core.placement import Placement, PlacementAsk, Queued, Refusal, ServingLimits
+from pdray.core.placement import (
+    KeptPrefix,
+    Placement,
+    PlacementAsk,
+    Queued,
+    Refusal,
+    ServingLimits,
+)
 
 
 class ControllerClient(Protocol):
@@ -17,8 +24,9 @@ class ControllerClient(Protocol):
     async def wait(self, request_id: str) -> Placement | Refusal:
         """The answer to a Queued request, once there is one."""
 
-    def finished(self, request_ids: Sequence[str]) -> None:
-        """These requests are over, placed or queued. Does not wait; unknown ones are ignored."""
+    def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
+        """These requests are over, placed or queued, and left ``kept`` in prefix caches. Does not
+        wait; unknown ones are ignored."""
 
     async def limits(self) -> ServingLimits:
         """What the workers that are up can hold. Raises UnavailableError while none are."""

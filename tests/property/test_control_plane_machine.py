@@ -1,13 +1,16 @@
-"""Any order of events: bounds hold, nobody is passed, every request is answered once."""
+"""Any order of events: bounds hold, nobody is passed, every request is answered once, and the same
+events bring the same answers."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pdray.control.controller import ControlConfig, ControlPlane
-from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued
+from pdray.core.placement import InFlight, KeptPrefix, Placement, PlacementAsk, Queued
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 from pdray.policy.placement import PLACEMENT
@@ -28,6 +31,37 @@ WORKER_SLOTS = {
 }
 
 
+CONVERSATIONS = ((b"a0", b"a1", b"a2"), (b"a0", b"a1", b"b2"))
+"""Names of prefixes: of two that begin alike."""
+PREFIXES = st.sampled_from(CONVERSATIONS).flatmap(
+    lambda names: st.integers(0, len(names)).map(lambda count: names[:count])
+)
+
+
+class RecordedControl:
+    """A control plane that remembers what it was told and asked, and what it answered."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        self._control = control
+        self._calls: list[tuple[str, tuple[Any, ...], Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._control, name)
+        if not callable(member):
+            return member
+
+        def call(*args: Any) -> Any:
+            answer = member(*args)
+            self._calls.append((name, args, answer))
+            return answer
+
+        return call
+
+    def replay(self, control: ControlPlane) -> None:
+        for name, args, answer in self._calls:
+            assert getattr(control, name)(*args) == answer
+
+
 class ControlPlaneMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +71,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.queued: list[str] = []
         self.asks: dict[str, PlacementAsk] = {}
         self.placed: dict[str, InFlight] = {}
+        self.kept: dict[bytes, KeptPrefix] = {}
         self.alive: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
         self.num_lives = 0
@@ -44,7 +79,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(PLACEMENT.names()))
     def start(self, policy: str) -> None:
         self.policy = policy
-        self.control = self.make_control()
+        self.control = RecordedControl(self.make_control())
 
     def make_control(self) -> ControlPlane:
         config = ControlConfig(max_queued_requests=MAX_QUEUED, queue_timeout_s=QUEUE_TIMEOUT_S)
@@ -72,11 +107,26 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         assert 1 <= len(placement.decode_candidates) <= 4
         for decode in placement.decode_candidates:
             assert decode.worker_id in self.alive.values()
+        self.assert_source_is_known(placement)
         self.placed[placement.request_id] = InFlight(
             ask=self.asks[placement.request_id],
             prefill_id=placement.prefill.worker_id,
             decode_id=placement.decode_candidates[0].worker_id,
         )
+
+    def assert_source_is_known(self, placement: Placement) -> None:
+        """The longest prefix that a living worker has, unless the prefill worker itself has it."""
+        names = self.asks[placement.request_id].prefix_names
+        told = [self.kept[name] for name in reversed(names) if name in self.kept]
+        alive = (each for each in told if each.worker_id in self.alive.values())
+        longest = next(alive, None)
+        source = placement.prefix_source
+        if longest is None or longest.worker_id == placement.prefill.worker_id:
+            assert source is None
+        else:
+            assert source is not None
+            found = (source.address.worker_id, source.num_tokens)
+            assert found == (longest.worker_id, longest.num_tokens)
 
     def info_of(self, slot: str) -> WorkerInfo:
         return make_info(
@@ -86,13 +136,21 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             max_sequence_tokens=self.sizes[slot],
         )
 
-    @rule(frontend=st.sampled_from(FRONTENDS), count=st.integers(1, 4), size=st.sampled_from(SIZES))
-    def place(self, frontend: str, count: int, size: int) -> None:
+    @rule(
+        frontend=st.sampled_from(FRONTENDS),
+        count=st.integers(1, 4),
+        size=st.sampled_from(SIZES),
+        names=PREFIXES,
+    )
+    def place(self, frontend: str, count: int, size: int, names: tuple[bytes, ...]) -> None:
         self.now += 0.01
         waiting = bool(self.queued)
         ids = [f"r{self.num_requests + i}" for i in range(count)]
         self.num_requests += count
-        asks = [make_ask(rid, num_prompt_tokens=size, max_tokens=size) for rid in ids]
+        asks = [
+            make_ask(rid, num_prompt_tokens=size, max_tokens=size, prefix_names=names)
+            for rid in ids
+        ]
         self.asks |= {ask.request_id: ask for ask in asks}
         answers = self.control.place(frontend, asks, self.now)
         assert [answer.request_id for answer in answers] == ids
@@ -116,17 +174,29 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             Queued(request_id=rid)
         ]
 
-    @rule(data=st.data())
-    def finish(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), names=PREFIXES)
+    def finish(self, data: st.DataObject, names: tuple[bytes, ...]) -> None:
         known = sorted(self.placed) + self.queued
         if not known:
             return
         self.now += 0.5
         rid = data.draw(st.sampled_from(known))
         before = list(self.queued)
-        self.control.finished(self.owners[rid], [rid, rid, "never asked"], self.now)
+        kept = self.kept_prefixes(rid, names)
+        self.kept |= {each.name: each for each in kept}
+        self.control.finished(self.owners[rid], [rid, rid, "never asked"], self.now, kept)
         self.placed.pop(rid, None)
         self.take(before)
+
+    def kept_prefixes(self, request_id: str, names: tuple[bytes, ...]) -> list[KeptPrefix]:
+        """Of one that is placed: at its end."""
+        if request_id not in self.placed:
+            return []
+        worker_id = self.placed[request_id].decode_id
+        return [
+            KeptPrefix(name=name, num_tokens=16 * (index + 1), worker_id=worker_id)
+            for index, name in enumerate(names)
+        ][-1:]
 
     @rule(slot=st.sampled_from(sorted(WORKER_SLOTS)), tokens=st.sampled_from(WORKER_SIZES))
     def join(self, slot: str, tokens: int) -> None:
@@ -143,7 +213,9 @@ class ControlPlaneMachine(RuleBasedStateMachine):
     def control_plane_is_remade(self, data: st.DataObject) -> None:
         """Workers and frontends tell the next one what they know, in any order; what was
         queued is asked again."""
-        self.control = self.make_control()
+        self.control.replay(self.make_control())
+        self.control = RecordedControl(self.make_control())
+        self.kept = {}
         for teller in data.draw(st.permutations([*self.alive, *FRONTENDS])):
             if teller in self.alive:
                 self.control.worker_joined(self.info_of(teller), self.now)
@@ -226,6 +298,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         for rid in list(self.placed):
             self.control.finished(self.owners[rid], [rid], self.now)
         assert (self.control.num_in_flight, self.control.fleet.decoding()) == (0, {})
+        self.control.replay(self.make_control())
 
 
 TestControlPlane = ControlPlaneMachine.TestCase

@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 
 from pdray.control.controller import ControlConfig, ControlPlane
-from pdray.core.placement import InFlight, Placement, PlacementAsk, Queued, Refusal, ServingLimits
+from pdray.core.placement import (
+    InFlight,
+    KeptPrefix,
+    Placement,
+    PlacementAsk,
+    PrefixSource,
+    Queued,
+    Refusal,
+    ServingLimits,
+)
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerState
 from pdray.policy.placement.least_loaded import LeastLoaded
@@ -304,3 +313,52 @@ def test_the_limits_of_one_phase_are_those_of_its_workers(phases: Role) -> None:
     for worker_id in ("a", "b"):
         control.worker_left(WorkerId(worker_id), 0.0)
     assert control.limits() is None
+
+
+def kept(worker_id: WorkerId, name: bytes = b"b") -> KeptPrefix:
+    return KeptPrefix(name=name, num_tokens=32, worker_id=worker_id)
+
+
+def place_next_turn(control: ControlPlane) -> Placement:
+    ask = make_ask("next", prefix_names=(b"a", b"b", b"c"))
+    (placement,) = control.place("f", [ask], 2.0)
+    assert isinstance(placement, Placement)
+    return placement
+
+
+def test_the_next_turn_hears_where_the_last_one_ended() -> None:
+    control = make_control()
+    control.place("f", asks("first"), 0.0)
+    control.finished("f", ["first"], 1.0, [kept(D)])
+    expected = PrefixSource(address=make_info(D, Role.DECODE).address, num_tokens=32)
+    assert place_next_turn(control).prefix_source == expected
+    (other,) = control.place("f", [make_ask("other", prefix_names=(b"x",))], 2.0)
+    assert isinstance(other, Placement)
+    assert other.prefix_source is None
+
+
+def test_a_turn_that_waited_in_the_queue_hears_it_too() -> None:
+    control = make_control()
+    control.place("f", asks("one", "two"), 0.0)
+    (answer,) = control.place("f", [make_ask("next", prefix_names=(b"b",))], 0.5)
+    assert isinstance(answer, Queued)
+    control.finished("f", ["one"], 1.0, [kept(D)])
+    (placement,) = control.take_decisions()
+    assert isinstance(placement, Placement)
+    assert placement.prefix_source is not None
+
+
+def test_no_source_is_named_that_has_left_or_has_another_layout_or_is_the_worker_itself() -> None:
+    for worker_id in (WorkerId("gone"), WorkerId("unlike"), P):
+        control = make_control()
+        control.worker_joined(make_info("unlike", Role.DECODE, layout_digest="another"), 0.0)
+        control.finished("f", [], 1.0, [kept(worker_id)])
+        assert place_next_turn(control).prefix_source is None
+
+
+def test_instead_of_one_that_has_left_the_next_longest_is_named() -> None:
+    control = make_control()
+    control.finished("f", [], 1.0, [kept(WorkerId("gone"), b"c"), kept(D, b"a")])
+    source = place_next_turn(control).prefix_source
+    assert source is not None
+    assert source.address.worker_id == D

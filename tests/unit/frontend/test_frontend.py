@@ -10,6 +10,7 @@ import pytest
 
 from pdray.core.errors import WorkerLostError
 from pdray.core.placement import (
+    KeptPrefix,
     Placement,
     PlacementAsk,
     Queued,
@@ -33,6 +34,7 @@ class OneAnswer:
     prefill: WorkerAddress
     decodes: tuple[WorkerAddress, ...]
     finished_ids: list[str] = field(default_factory=list)
+    kept: list[KeptPrefix] = field(default_factory=list)
 
     async def place(self, asks: Sequence[PlacementAsk]) -> Sequence[Placement | Queued | Refusal]:
         return [
@@ -45,8 +47,9 @@ class OneAnswer:
     async def wait(self, request_id: str) -> Placement | Refusal:
         raise AssertionError("nothing is queued here")
 
-    def finished(self, request_ids: Sequence[str]) -> None:
+    def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
         self.finished_ids += request_ids
+        self.kept += kept
 
     async def limits(self) -> ServingLimits:
         return ServingLimits(max_model_len=512, max_sequence_tokens=512)

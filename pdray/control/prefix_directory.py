@@ -1,0 +1,35 @@
+"""Which worker has the KV of which prefix: where the requests that computed it ended."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from pdray.core.placement import KeptPrefix
+
+
+class PrefixDirectory:
+    """A bounded memory of what frontends told: of the prefixes it is full of, those that nobody
+    told or asked of for the longest go first. Workers evict without telling, so all that it says
+    is a guess."""
+
+    def __init__(self, max_prefixes: int) -> None:
+        self._max_prefixes = max_prefixes
+        self._kept: OrderedDict[bytes, KeptPrefix] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, kept: KeptPrefix) -> None:
+        """Who had this prefix before is forgotten."""
+        self._kept[kept.name] = kept
+        self._kept.move_to_end(kept.name)
+        if len(self._kept) > self._max_prefixes:
+            self._kept.popitem(last=False)
+
+    def find(self, prefix_names: Sequence[bytes]) -> Iterator[KeptPrefix]:
+        """Those of a prompt's prefixes that are known, the longest first."""
+        for name in reversed(prefix_names):
+            if (kept := self._kept.get(name)) is not None:
+                self._kept.move_to_end(name)
+                yield kept
