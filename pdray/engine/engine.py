@@ -14,11 +14,11 @@ from pathlib import Path
 
 from pdray.core.errors import InvalidRequestError
 from pdray.core.handoff import BlockRun
-from pdray.engine.block_needs import first_needed_block
 from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder, recorder_for
 from pdray.engine.ending import Ending, error_of
 from pdray.engine.grammar import Grammars
+from pdray.engine.holds import BlockHold, Holds
 from pdray.engine.host import prepare_host
 from pdray.engine.launcher import LaunchedStep, Launcher
 from pdray.engine.limits import check_limits, longest_sequence
@@ -81,18 +81,20 @@ class Engine:
             pool=self.pool,
             model_digest=loaded.digest,
         )
+        self._changed = threading.Condition()
+        self.holds = Holds(self.pool, self._changed)
+        self._blocks = SequenceBlocks(
+            groups=self.layout.groups,
+            block_size=config.block_size,
+            pool=self.pool,
+            prefix_cache=self.prefix_cache,
+            max_chunk=config.max_tokens_per_step,
+        )
         self._scheduler = Scheduler(
-            SequenceBlocks(
-                groups=self.layout.groups,
-                block_size=config.block_size,
-                pool=self.pool,
-                prefix_cache=self.prefix_cache,
-                max_chunk=config.max_tokens_per_step,
-            ),
+            self._blocks,
             max_tokens_per_step=config.max_tokens_per_step,
             max_batch_size=config.max_batch_size,
         )
-        self._changed = threading.Condition()
         self.prefix_fills = PrefixFills(
             groups=self.layout.groups,
             block_size=config.block_size,
@@ -165,23 +167,25 @@ class Engine:
         with self._changed:
             return self._scheduler.prefill_backlog_tokens + self._grammars.preparing_tokens
 
+    @property
+    def num_unaccounted_blocks(self) -> int:
+        """Those held by nobody that is known here: 0, or somebody has forgotten to give back."""
+        with self._changed:
+            known = self.holds.num_references + self.prefix_fills.num_references
+            return self.pool.num_references - known
+
     def runs(self, seq: Sequence, ready_tokens: int) -> tuple[BlockRun, ...]:
         """Blocks that a peer may read once ``ready_tokens`` are computed: nothing writes into
         them any more. Only those that decode needs, which begin at the prompt's last window."""
-        num_tokens = seq.num_prefill_tokens
-        block_size = self.layout.block_size
-        end = ready_tokens // block_size
-        if ready_tokens == num_tokens:
-            end = -(-num_tokens // block_size)
-        runs: list[BlockRun] = []
         with self._changed:
-            for group, table in zip(self.layout.groups, seq.block_tables, strict=True):
-                first = first_needed_block(group, num_tokens, block_size)
-                if end > first:
-                    wanted = slice(first - table.first_block, end - table.first_block)
-                    ids = tuple(table.block_ids[wanted])
-                    runs.append(BlockRun(group_id=group.group_id, first_block=first, block_ids=ids))
-        return tuple(runs)
+            return self._blocks.runs(seq, ready_tokens)
+
+    def lend(self, seq: Sequence, ready_tokens: int, hold: BlockHold) -> tuple[BlockRun, ...]:
+        """As ``runs``, and ``hold`` holds them from here on, whatever becomes of the sequence."""
+        with self._changed:
+            runs = self._blocks.runs(seq, ready_tokens)
+            self.holds.retain(hold, (block_id for run in runs for block_id in run.block_ids))
+            return runs
 
     # Blocks and queues, from any thread
 
@@ -191,6 +195,7 @@ class Engine:
         self._grammars.expect(seq)
         self.prefix_cache.hash(seq)
         with self._changed:
+            self.holds.watch(seq)
             return self._scheduler.allocate(seq, num_tokens)
 
     def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
@@ -200,6 +205,7 @@ class Engine:
         self._grammars.expect(seq)
         self.prefix_cache.hash(seq)
         with self._changed:
+            self.holds.watch(seq)
             return self._scheduler.reserve(seq, num_margin_tokens)
 
     def add(self, seq: Sequence) -> None:
@@ -217,6 +223,7 @@ class Engine:
                 self._grammars.prepare(seq, self._enter_prepared)
 
     def _enter(self, seq: Sequence) -> None:
+        self.holds.watch(seq)
         self._scheduler.add(seq)
         self._changed.notify_all()
 

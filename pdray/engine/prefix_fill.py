@@ -65,6 +65,11 @@ class PrefixFills:
         with self._changed:
             return {block_id for fill in self._open for block_id in fill.block_ids}
 
+    @property
+    def num_references(self) -> int:
+        with self._changed:
+            return sum(len(fill.block_ids) for fill in self._open)
+
     def begin(self, prefix_hashes: Sequence[bytes], num_tokens: int) -> PrefixFill | None:
         """Takes the blocks that a hit of ``num_tokens``, rounded down to whole blocks, lacks here.
         ``prefix_hashes`` has one for every 16 tokens, for that many at least. None where it

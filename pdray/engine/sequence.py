@@ -150,6 +150,11 @@ class Sequence:
         tables = (reversed(table.block_ids) for table in self.block_tables)
         return [*itertools.chain.from_iterable(tables), *self.copy_sources, *self.stock]
 
+    @property
+    def num_held_blocks(self) -> int:
+        num_in_tables = sum(len(table.block_ids) for table in self.block_tables)
+        return num_in_tables + len(self.copy_sources) + len(self.stock)
+
     def add_prompt_logprobs(self, start: int, scores: list[TokenLogprobs]) -> None:
         """Of the tokens after those at positions from ``start`` on, computed for the first time
         or again."""

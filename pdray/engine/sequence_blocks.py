@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from pdray.core.handoff import BlockRun
 from pdray.engine.block_needs import (
     first_kept_block,
     first_needed_block,
@@ -143,6 +144,21 @@ class SequenceBlocks:
         """What it has of computed KV before it runs here, others may find."""
         self._prefix_cache.name_new(seq, 0)
         self._prefix_cache.name_windows(seq)
+
+    def runs(self, seq: Sequence, ready_tokens: int) -> tuple[BlockRun, ...]:
+        """Blocks of a prompt that a peer may read once ``ready_tokens`` of it are computed."""
+        num_tokens = seq.num_prefill_tokens
+        end = ready_tokens // self._block_size
+        if ready_tokens == num_tokens:
+            end = num_blocks_of(num_tokens, self._block_size)
+        runs: list[BlockRun] = []
+        for group, table in zip(self._groups, seq.block_tables, strict=True):
+            first = first_needed_block(group, num_tokens, self._block_size)
+            if end > first:
+                wanted = slice(first - table.first_block, end - table.first_block)
+                ids = tuple(table.block_ids[wanted])
+                runs.append(BlockRun(group_id=group.group_id, first_block=first, block_ids=ids))
+        return tuple(runs)
 
     # While it runs
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from pdray.core.clock import Clock, WallClock
@@ -29,15 +28,17 @@ from pdray.core.placement import (
     ServingLimits,
     WorkerAddress,
 )
-from pdray.core.request import Request, RequestState, TokenChunk, WorkerId
+from pdray.core.request import Request, RequestState, TokenChunk
 from pdray.frontend.controller_client import ControllerClient
+from pdray.frontend.live_request import LiveRequest
 from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenDelta, TokenStream
 from pdray.link.connection import Connection
 from pdray.link.messages import (
     WIRE_VERSION,
-    Cancel,
     Failed,
+    GoesOn,
+    HandedOff,
     Hello,
     Message,
     Submission,
@@ -50,23 +51,6 @@ from pdray.metrics.prometheus import FrontendMetrics, Outcome
 logger = logging.getLogger(__name__)
 
 FIRST_ATTEMPT = 1
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A request on its way. ``links`` are to all workers that may know it, for the cancel.
-
-    ``worker_id`` makes its tokens now, and ``decode_ids`` may go on: with the link to the one
-    lost, or to all of the others, the request is."""
-
-    request: Request
-    stream: TokenStream
-    timing: RequestTiming
-    state: RequestState = RequestState.QUEUED
-    worker_id: WorkerId | None = None
-    links: dict[str, Connection] = field(default_factory=dict)
-    decode_ids: set[str] = field(default_factory=set)
-    is_released: bool = False
 
 
 class Frontend:
@@ -87,7 +71,7 @@ class Frontend:
         self._max_unread_tokens = max_unread_tokens
         self._clock = clock or WallClock()
         self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveRequest] = {}
         self._outgoing: dict[Connection, list[Submission]] = {}
 
     @property
@@ -111,7 +95,7 @@ class Frontend:
             next_index=len(request.output_token_ids),
             max_unread_tokens=self._max_unread_tokens,
         )
-        live = _Live(request, stream, timing)
+        live = LiveRequest(request, stream, timing)
         outcome = Outcome.CANCELLED
         self._live[request.request_id] = live
         try:
@@ -143,7 +127,7 @@ class Frontend:
             raise refusal_error(answer)
         return answer
 
-    async def _submit(self, live: _Live, placement: Placement) -> None:
+    async def _submit(self, live: LiveRequest, placement: Placement) -> None:
         """Links to every worker that may send tokens come first, so that none has to wait."""
         assert placement.prefill is not None, "placed for decode alone"
         prefill, *decodes = await asyncio.gather(
@@ -162,8 +146,8 @@ class Frontend:
         if not candidates:
             raise lost(placement.decode_candidates[0], decodes[0])
         live.decode_ids = set(live.links)
-        live.links[placement.prefill.worker_id] = prefill
-        live.worker_id = placement.prefill.worker_id
+        live.prefill_id = placement.prefill.worker_id
+        live.links[live.prefill_id] = prefill
         live.state = live.state.advance(RequestState.PREFILLING)
         self._send_soon(
             prefill,
@@ -185,25 +169,25 @@ class Frontend:
             link.send(Submit(submissions=tuple(submissions)))
         self._outgoing.clear()
 
-    def _end(self, live: _Live, outcome: Outcome) -> None:
+    def _end(self, live: LiveRequest, outcome: Outcome) -> None:
         del self._live[live.request.request_id]
         self._release(live)
         live.timing.end(outcome)
 
-    def _fail(self, live: _Live, error: PdrayError) -> None:
-        live.stream.fail(error)
-        self._release(live)
+    def _fail(self, live: LiveRequest, error: PdrayError | None) -> None:
+        """Does nothing without an error."""
+        if error is not None:
+            live.stream.fail(error)
+            self._release(live)
 
-    def _release(self, live: _Live) -> None:
+    def _release(self, live: LiveRequest) -> None:
         """Its tokens have all come, or no more are wanted: its workers and its place at the
         controller are free, whether or not a slow client has read all of it."""
         if live.is_released:
             return
         live.is_released = True
         if not live.stream.is_finished:
-            message = Cancel(attempts=((live.request.request_id, live.stream.attempt),))
-            for link in live.links.values():
-                link.send(message)
+            live.cancel()
         self._controller.finished([live.request.request_id])
 
     def _hello(self) -> Hello:
@@ -220,17 +204,36 @@ class Frontend:
         match message:
             case Tokens():
                 for chunk in message.chunks:
-                    self._on_chunk(chunk)
+                    self._on_chunk(connection, chunk)
             case Failed():
-                live = self._live.get(message.request_id)
-                if live is not None and live.stream.attempt == message.attempt:
-                    self._fail(live, WorkerLostError(message.reason))
+                if live := self._current(message.request_id, message.attempt):
+                    self._on_failed(live, connection.peer_id, message.reason)
+            case GoesOn():
+                if live := self._current(message.request_id, message.attempt):
+                    live.goes_on(message.worker_id)
+            case HandedOff():
+                if live := self._current(message.request_id, message.attempt):
+                    self._fail(live, live.handed_off())
             case _:
                 logger.warning("unexpected %s from %s", type(message).__name__, connection.peer_id)
 
-    def _on_chunk(self, chunk: TokenChunk) -> None:
-        live = self._live.get(chunk.request_id)
-        if live is None or live.stream.attempt != chunk.attempt or live.is_released:
+    def _current(self, request_id: str, attempt: int) -> LiveRequest | None:
+        """None for a message of one that has ended, or of another attempt."""
+        live = self._live.get(request_id)
+        is_current = live is not None and live.stream.attempt == attempt and not live.is_released
+        return live if is_current else None
+
+    def _on_failed(self, live: LiveRequest, peer_id: str, reason: str) -> None:
+        """What a prefill worker says of a request that another decodes by now comes too late."""
+        error = WorkerLostError(reason)
+        if peer_id != live.prefill_id:
+            self._fail(live, live.lose(peer_id, error))
+        elif not live.has_decoded:
+            self._fail(live, error)
+
+    def _on_chunk(self, connection: Connection, chunk: TokenChunk) -> None:
+        live = self._current(chunk.request_id, chunk.attempt)
+        if live is None or not live.takes_tokens_of(connection.peer_id):
             return
         num_tokens = live.stream.push(chunk)
         if num_tokens:
@@ -239,19 +242,17 @@ class Frontend:
             if state is not live.state:
                 live.state = live.state.advance(state)
         if chunk.decode_worker_id is not None:
-            live.worker_id = chunk.decode_worker_id
-            if chunk.decode_worker_id not in live.decode_ids:
-                self._fail(live, lost_worker(chunk.decode_worker_id, live.state))
+            live.goes_on(chunk.decode_worker_id)
         if live.stream.is_ended:
             self._release(live)
 
     def _on_lost(self, connection: Connection) -> None:
+        # A worker that is told of a loss must know the request.
+        self._send_submissions()
         peer_id = connection.peer_id
         for live in self._live.values():
-            if live.links.get(peer_id) is connection:
-                live.decode_ids.discard(peer_id)
-                if live.worker_id == peer_id or not live.decode_ids:
-                    self._fail(live, lost_worker(peer_id, live.state))
+            if live.is_linked_by(connection) and not live.is_released:
+                self._fail(live, live.lose(peer_id, lost_worker(peer_id, live.state)))
 
 
 def check_fits(request: Request, limits: ServingLimits) -> None:

@@ -34,6 +34,12 @@ class BlockPool:
         self._holders = [0] * num_blocks
         self._quarantines = [0] * num_blocks
         self._num_quarantined = 0
+        self._num_references = 0
+
+    @property
+    def num_references(self) -> int:
+        """Of all blocks together: their holders, and their quarantines."""
+        return self._num_references
 
     @property
     def num_free_blocks(self) -> int:
@@ -74,6 +80,7 @@ class BlockPool:
             block_ids.append(self._evict())
         for block_id in block_ids:
             self._holders[block_id] = 1
+        self._num_references += num_blocks
         return block_ids
 
     def _evict(self) -> int:
@@ -93,6 +100,7 @@ class BlockPool:
                 else:
                     del self._cached[block_id]
             self._holders[block_id] += 1
+            self._num_references += 1
 
     def release(self, block_ids: Iterable[int]) -> None:
         """One holder less for each; of those that nobody holds any more, the named are cached,
@@ -110,6 +118,7 @@ class BlockPool:
         for block_id in block_ids:
             self._drop_holder(block_id)
             self._quarantines[block_id] += 1
+            self._num_references += 1
             if self._holders[block_id] == 0:
                 self._num_quarantined += 1
 
@@ -117,6 +126,7 @@ class BlockPool:
         for block_id in block_ids:
             assert self._quarantines[block_id] > 0, f"block {block_id} is not in quarantine"
             self._quarantines[block_id] -= 1
+            self._num_references -= 1
             if self._quarantines[block_id] == 0 and self._holders[block_id] == 0:
                 self._num_quarantined -= 1
                 self._make_available(block_id)
@@ -124,6 +134,7 @@ class BlockPool:
     def _drop_holder(self, block_id: int) -> None:
         assert self._holders[block_id] > 0, f"block {block_id} is released but nobody holds it"
         self._holders[block_id] -= 1
+        self._num_references -= 1
 
     def _make_available(self, block_id: int) -> None:
         if block_id in self.index:
@@ -169,6 +180,8 @@ class BlockPool:
             assert is_cached == (is_available and has_name), f"block {block_id} is and isn't cached"
             num_quarantined += holders == 0 and quarantines > 0
         assert num_quarantined == self._num_quarantined, "quarantined blocks are miscounted"
+        num_references = sum(self._holders) + sum(self._quarantines)
+        assert num_references == self._num_references, "references are miscounted"
         num_held = sum(holders > 0 for holders in self._holders)
         total = len(free) + self.num_cached_blocks + num_held + num_quarantined
         assert total == self.num_blocks, f"{total} blocks in all states, {self.num_blocks} exist"

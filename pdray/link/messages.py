@@ -6,9 +6,9 @@ import msgspec
 
 from pdray.core.handoff import Handoff, Watermark
 from pdray.core.placement import WorkerAddress
-from pdray.core.request import Request, TokenChunk
+from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -57,6 +57,40 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
+class GoesOn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Prefill worker to frontend: this worker decodes the attempt, and no other that was named
+    before."""
+
+    request_id: str
+    attempt: int
+    worker_id: WorkerId
+
+
+class DecodeLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frontend to prefill worker: I have lost this candidate, which has not begun to decode the
+    attempt. Where nobody else was told of already, GoesOn, HandedOff or Failed comes back."""
+
+    request_id: str
+    attempt: int
+    worker_id: WorkerId
+
+
+class PrefillLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frontend to decode worker: I have lost the prefill worker. Failed comes back where the
+    attempt's blocks are not all there."""
+
+    request_id: str
+    attempt: int
+
+
+class HandedOff(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Prefill worker to frontend: whoever was to decode the attempt has its blocks; here they are
+    offered to nobody any more."""
+
+    request_id: str
+    attempt: int
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Prefill to decode worker: reserve blocks for this."""
 
@@ -98,6 +132,10 @@ Message = (
     | Cancel
     | Tokens
     | Failed
+    | GoesOn
+    | DecodeLost
+    | PrefillLost
+    | HandedOff
     | Offer
     | OfferReply
     | Publish

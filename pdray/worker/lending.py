@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pdray.core.clock import Clock
 from pdray.core.handoff import Watermark
 from pdray.engine.engine import Engine
+from pdray.engine.holds import BlockHold
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
 from pdray.link.messages import Acknowledge, Publish, Withdraw
@@ -23,17 +24,19 @@ QUARANTINE_S = 20.0
 
 @dataclass(slots=True, eq=False)
 class _Loan:
+    """What a lease holds is its own, whoever else holds the same blocks."""
+
     reader: Connection
-    sequence: Sequence
-    is_quarantined: bool = False
+    hold: BlockHold = field(default_factory=BlockHold)
 
 
 class Lending:
-    """Runs the lease protocol over links, and releases a sequence's blocks when it allows.
+    """Runs the lease protocol over links; each lease holds the blocks published under it until
+    the protocol lets go of them.
 
-    ``on_end(lease_id, failure)`` is called when the reader has no more to do with the blocks,
-    just before they are released; for a lost or silent reader already when they go into
-    quarantine. Lives on the event loop.
+    ``on_end(lease_id, failure)`` is called once for each lease that was accepted, when its reader
+    has no more to do with the blocks: for a lost or silent one as they go into quarantine. Lives
+    on the event loop.
     """
 
     def __init__(
@@ -62,23 +65,35 @@ class Lending:
     def refused(self, lease_id: str) -> None:
         self._table.refuse(lease_id)
 
-    def accepted(self, lease_id: str, reader: Connection, sequence: Sequence) -> bool:
-        """From here on ``sequence``'s blocks are the lease's to release. False where the lease
-        has ended meanwhile, as with a lost reader: nothing is lent then."""
+    def accepted(self, lease_id: str, reader: Connection) -> bool:
+        """False where the lease has ended meanwhile, as with a lost reader: nothing can be
+        published under it then."""
         if not self._table.accept(lease_id, self._clock.now()):
             return False
-        self._loans[lease_id] = _Loan(reader, sequence)
+        self._loans[lease_id] = _Loan(reader)
         # The owner polls from here on: the reader's first read makes the connection.
         self._transfer.begin_lending()
         return True
 
-    def publish(self, watermark: Watermark) -> None:
-        """Lets the reader read; not where the lease has run out, or its reader is gone."""
-        if self._table.renew(watermark.lease_id, self._clock.now()):
-            self._loans[watermark.lease_id].reader.send(Publish(watermark=watermark))
+    def publish(
+        self, lease_id: str, sequence: Sequence, ready_tokens: int, first_token_id: int | None
+    ) -> None:
+        """Lets the reader read what is computed of a prompt; not where the lease has run out, or
+        its reader is gone."""
+        if not self._table.renew(lease_id, self._clock.now()):
+            return
+        loan = self._loans[lease_id]
+        watermark = Watermark(
+            lease_id=lease_id,
+            ready_tokens=ready_tokens,
+            runs=self._engine.lend(sequence, ready_tokens, loan.hold),
+            first_token_id=first_token_id,
+        )
+        loan.reader.send(Publish(watermark=watermark))
 
     def withdraw(self, lease_id: str) -> None:
-        """The request is over. Its blocks are released when the reader says so, or never read."""
+        """There is no more to read. The blocks are let go when the reader says so, or has surely
+        stopped reading."""
         loan = self._loans.get(lease_id)
         changed = self._table.withdraw(lease_id)
         if loan is not None and changed:
@@ -107,15 +122,14 @@ class Lending:
 
     def _quarantine(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
         logger.warning("lease in quarantine: %s, lease_id=%s", failure, lease_id)
-        loan.is_quarantined = True
+        self._engine.holds.quarantine(loan.hold)
         self._on_end(lease_id, failure)
-        self._engine.quarantine(loan.sequence)
 
     def _release(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
         del self._loans[lease_id]
-        if loan.is_quarantined:
-            self._engine.end_quarantine(loan.sequence)
+        self._transfer.end_lending()
+        if loan.hold.is_quarantined:
+            self._engine.holds.end_quarantine(loan.hold)
         else:
             self._on_end(lease_id, failure)
-            self._engine.release(loan.sequence)
-        self._transfer.end_lending()
+            self._engine.holds.release(loan.hold)

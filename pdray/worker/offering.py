@@ -42,7 +42,7 @@ class Offering:
     async def ask(
         self, sequence: Sequence, frontend_id: str, candidate: WorkerAddress
     ) -> OfferReply:
-        """The candidate's answer, with the sequence's blocks lent to it where that is yes.
+        """The candidate's answer; where that is yes, blocks may be published under its lease.
         Raises LinkError where it cannot be reached."""
         reader = await self._peers.get(candidate)
         lease_id = f"{self._worker_id}/{next(self._lease_numbers)}"
@@ -59,7 +59,7 @@ class Offering:
             del self._asked[lease_id]
         if reply.refusal is not None:
             self._lending.refused(lease_id)
-        elif not self._lending.accepted(lease_id, reader, sequence):
+        elif not self._lending.accepted(lease_id, reader):
             # What it has reserved must not wait, and then fail the request, for nothing.
             reader.send(Withdraw(lease_id=lease_id))
             reply = _unanswered(lease_id, "its answer came when the offer was over")

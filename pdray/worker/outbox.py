@@ -7,7 +7,7 @@ import logging
 from pdray.core.request import TokenChunk, WorkerId
 from pdray.engine.outputs import SequenceOutput
 from pdray.link.connection import Connection
-from pdray.link.messages import Failed, Tokens
+from pdray.link.messages import Failed, GoesOn, HandedOff, Message, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,15 @@ class Outbox:
 
     def fail(self, frontend_id: str, request_id: str, attempt: int, reason: str) -> None:
         logger.warning("request failed: %s, request_id=%s attempt=%d", reason, request_id, attempt)
+        self._send(frontend_id, Failed(request_id=request_id, attempt=attempt, reason=reason))
+
+    def goes_on(self, frontend_id: str, request_id: str, attempt: int, worker_id: WorkerId) -> None:
+        self._send(frontend_id, GoesOn(request_id=request_id, attempt=attempt, worker_id=worker_id))
+
+    def handed_off(self, frontend_id: str, request_id: str, attempt: int) -> None:
+        self._send(frontend_id, HandedOff(request_id=request_id, attempt=attempt))
+
+    def _send(self, frontend_id: str, message: Message) -> None:
         connection = self._frontends.get(frontend_id)
         if connection is not None:
-            connection.send(Failed(request_id=request_id, attempt=attempt, reason=reason))
+            connection.send(message)

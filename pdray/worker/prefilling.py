@@ -7,85 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import enum
 import itertools
+import logging
 import math
-from dataclasses import dataclass
 
+from pdray.core.clock import Clock
 from pdray.core.errors import LinkError
-from pdray.core.handoff import Watermark
+from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import SequenceOutput
 from pdray.engine.sequence import Sequence
-from pdray.link.messages import OfferReply, Submission
+from pdray.link.messages import DecodeLost, OfferReply, Submission
 from pdray.worker.attempts import AttemptTable
 from pdray.worker.lending import Lending
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
+from pdray.worker.prompt import Phase, Prompt
 from pdray.worker.tasks import Tasks
+
+logger = logging.getLogger(__name__)
 
 RETRY_S = 0.02
 """Between two rounds of offers for a prompt that all candidates refused."""
 PATIENCE = 10
 """Rounds that later prompts may overtake a refused one; then none passes it any more, so that
 a long prompt cannot starve behind short ones."""
-
-
-class Phase(enum.StrEnum):
-    """WAITING -> OFFERED -> RUNNING -> HANDING_OFF; OFFERED goes back when all refuse.
-
-    A prompt that is decoded where it is computed is none of ours any more once it runs.
-    """
-
-    WAITING = "waiting"
-    OFFERED = "offered"
-    RUNNING = "running"
-    HANDING_OFF = "handing_off"
-
-
-@dataclass(slots=True, eq=False)
-class Prompt:
-    number: int
-    frontend_id: str
-    submission: Submission
-    sequence: Sequence
-    phase: Phase = Phase.WAITING
-    lease_id: str | None = None
-    reader_id: WorkerId | None = None
-    num_refusals: int = 0
-    is_resting: bool = False
-    is_cancelled: bool = False
-
-    @property
-    def request_id(self) -> str:
-        return self.submission.request.request_id
-
-    @property
-    def attempt(self) -> int:
-        return self.submission.attempt
-
-    @property
-    def num_tokens(self) -> int:
-        """The prompt, and what earlier attempts have put behind it."""
-        request = self.submission.request
-        return len(request.prompt_token_ids) + len(request.output_token_ids)
-
-    @property
-    def num_uncached_tokens(self) -> int:
-        """To be computed here, for one that is queued: all of them before it has its blocks, and
-        with them what the prefix cache has of it."""
-        return self.sequence.num_uncomputed_tokens
-
-    @property
-    def is_queued(self) -> bool:
-        """Not in the engine yet."""
-        return self.phase in (Phase.WAITING, Phase.OFFERED)
-
-    @property
-    def needs_handoff(self) -> bool:
-        request = self.submission.request
-        return request.sampling.max_tokens - len(request.output_token_ids) > 1
+SEEK_S = 30.0
+"""How long a prompt that has lost its reader looks for another that has room for it."""
 
 
 class Prefilling:
@@ -102,6 +51,7 @@ class Prefilling:
         outbox: Outbox,
         attempts: AttemptTable,
         tasks: Tasks,
+        clock: Clock,
     ) -> None:
         self._worker_id = worker_id
         # The running step and the next one: enough that the engine never waits for an offer.
@@ -112,6 +62,7 @@ class Prefilling:
         self._outbox = outbox
         self._attempts = attempts
         self._tasks = tasks
+        self._clock = clock
         self._waiting: list[Prompt] = []
         self._prompts: dict[tuple[str, int], Prompt] = {}
         self._by_lease: dict[str, Prompt] = {}
@@ -175,19 +126,19 @@ class Prefilling:
         return min(refused, default=math.inf)
 
     def _start(self, prompt: Prompt) -> None:
-        candidates = prompt.submission.decode_candidates
         if not prompt.needs_handoff:
             self._run(prompt)
-        elif any(candidate.worker_id == self._worker_id for candidate in candidates):
+        elif any(each.worker_id == self._worker_id for each in prompt.candidates):
             self._keep(prompt)
         else:
             prompt.phase = Phase.OFFERED
-            self._tasks.start(self._offer(prompt))
+            self._tasks.start(self._find_reader(prompt))
 
     def _run(self, prompt: Prompt) -> None:
         prompt.phase = Phase.RUNNING
-        if prompt.lease_id is not None and prompt.sequence.num_computed_tokens:
-            self._publish(prompt.lease_id, prompt.sequence)
+        # What was in the prefix cache may be read at once.
+        prompt.ready_tokens = prompt.sequence.num_computed_tokens
+        self._publish(prompt)
         self._engine.add(prompt.sequence)
 
     def _keep(self, prompt: Prompt) -> None:
@@ -196,50 +147,74 @@ class Prefilling:
         prompt.sequence.is_lent = False
         self._engine.add(prompt.sequence)
 
-    async def _offer(self, prompt: Prompt) -> None:
-        """Asks the candidates in order; runs the prompt at the first yes."""
+    async def _find_reader(self, prompt: Prompt) -> None:
+        """Asks the candidates in order; the first that says yes reads it from then on."""
         refusals: list[str] = []
         may_ask_again = False
-        for candidate in prompt.submission.decode_candidates:
-            try:
-                reply = await self._offering.ask(prompt.sequence, prompt.frontend_id, candidate)
-            except LinkError as error:
-                reply = OfferReply(lease_id="", refusal=str(error), is_final=True)
-            if reply.refusal is None:
-                prompt.lease_id, prompt.reader_id = reply.lease_id, candidate.worker_id
-                self._by_lease[reply.lease_id] = prompt
+        for candidate in prompt.candidates:
+            if candidate.worker_id in prompt.lost:
+                continue
+            reply = await self._ask(prompt, candidate)
+            is_wanted = not prompt.is_cancelled and candidate.worker_id not in prompt.lost
+            if reply.refusal is not None:
+                refusals.append(f"{candidate.worker_id}: {reply.refusal}")
+                may_ask_again |= not reply.is_final
+            elif is_wanted:
+                self._take_reader(prompt, candidate.worker_id, reply.lease_id)
+                return
+            else:
+                self._lending.withdraw(reply.lease_id)
             if prompt.is_cancelled:
-                self._drop_offered(prompt)
+                self._hold_nothing(prompt)
                 return
-            if reply.refusal is None:
-                self._run(prompt)
-                return
-            refusals.append(f"{candidate.worker_id}: {reply.refusal}")
-            may_ask_again |= not reply.is_final
-        self._engine.release(prompt.sequence)
-        if may_ask_again:
+        self._hold_nothing(prompt)
+        if may_ask_again and not self._is_out_of_patience(prompt):
             self._wait_again(prompt)
-        else:
-            self._fail(prompt, f"no decode worker takes the request ({'; '.join(refusals)})")
+            return
+        refusals += [f"{worker_id}: {reason}" for worker_id, reason in prompt.lost.items()]
+        self._fail(prompt, f"no decode worker takes the request ({'; '.join(refusals)})")
 
-    def _drop_offered(self, prompt: Prompt) -> None:
-        if prompt.lease_id is not None:
-            self._lending.withdraw(prompt.lease_id)
-        else:
+    async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> OfferReply:
+        try:
+            return await self._offering.ask(prompt.sequence, prompt.frontend_id, candidate)
+        except LinkError as error:
+            return OfferReply(lease_id="", refusal=str(error), is_final=True)
+
+    def _take_reader(self, prompt: Prompt, reader_id: WorkerId, lease_id: str) -> None:
+        prompt.lease_id, prompt.reader_id = lease_id, reader_id
+        self._by_lease[lease_id] = prompt
+        if prompt.phase is Phase.OFFERED:
+            self._run(prompt)
+            return
+        self._publish(prompt)
+        if prompt.phase is Phase.HANDING_OFF:
+            self._outbox.goes_on(prompt.frontend_id, prompt.request_id, prompt.attempt, reader_id)
+
+    def _hold_nothing(self, prompt: Prompt) -> None:
+        """One that has not run keeps no blocks while it has no reader."""
+        if prompt.phase is Phase.OFFERED:
             self._engine.release(prompt.sequence)
-        self.pump()
+            asyncio.get_running_loop().call_soon(self.pump)
+
+    def _is_out_of_patience(self, prompt: Prompt) -> bool:
+        """One that runs or has run keeps its blocks while it looks for a reader. Two workers whose
+        prompts wait for each other's blocks must not do so for ever."""
+        return not prompt.is_queued and self._clock.now() >= prompt.seek_until
 
     def _wait_again(self, prompt: Prompt) -> None:
-        prompt.phase = Phase.WAITING
-        prompt.num_refusals += 1
         prompt.is_resting = True
-        bisect.insort(self._waiting, prompt, key=lambda each: each.number)
+        if prompt.phase is Phase.OFFERED:
+            prompt.phase = Phase.WAITING
+            prompt.num_refusals += 1
+            bisect.insort(self._waiting, prompt, key=lambda each: each.number)
         asyncio.get_running_loop().call_later(RETRY_S, self._retry, prompt)
-        self.pump()
 
     def _retry(self, prompt: Prompt) -> None:
         prompt.is_resting = False
-        self.pump()
+        if prompt.is_queued:
+            self.pump()
+        elif not prompt.is_cancelled:
+            self._tasks.start(self._find_reader(prompt))
 
     def on_step(self, output: SequenceOutput) -> None:
         """A chunk of a lent sequence is computed; after the last one there is a first token."""
@@ -250,39 +225,56 @@ class Prefilling:
         if output.error is not None:
             self._fail(prompt, output.error)
             return
-        is_done = bool(output.token_ids)
-        if is_done:
-            self._outbox.put(prompt.frontend_id, output, decode_worker_id=prompt.reader_id)
-        is_over = output.finish_reason is not None
-        if prompt.lease_id is not None and not is_over:
-            self._publish(prompt.lease_id, sequence, output)
-        if is_over:
-            self._end(prompt)
-        elif is_done:
+        prompt.ready_tokens = output.num_computed_tokens
+        if output.token_ids:
             prompt.phase = Phase.HANDING_OFF
+            (prompt.first_token_id,) = output.token_ids
+            self._outbox.put(prompt.frontend_id, output, decode_worker_id=prompt.reader_id)
+        if output.finish_reason is not None:
+            self._end(prompt)
+        else:
+            self._publish(prompt)
 
-    def _publish(
-        self, lease_id: str, sequence: Sequence, output: SequenceOutput | None = None
-    ) -> None:
-        """What a step has computed; without one, what was in the prefix cache."""
-        num_ready = output.num_computed_tokens if output else sequence.num_computed_tokens
-        watermark = Watermark(
-            lease_id=lease_id,
-            ready_tokens=num_ready,
-            runs=self._engine.runs(sequence, num_ready),
-            first_token_id=output.token_ids[0] if output and output.token_ids else None,
-        )
-        self._lending.publish(watermark)
+    def _publish(self, prompt: Prompt) -> None:
+        if prompt.lease_id is not None and prompt.ready_tokens:
+            self._lending.publish(
+                prompt.lease_id, prompt.sequence, prompt.ready_tokens, prompt.first_token_id
+            )
 
     def on_lease_end(self, lease_id: str, failure: str | None) -> None:
-        """The reader is done, or lost: the prompt's work is over, its blocks go back next."""
+        """The reader has it all, or will never: then the next candidate is asked, and reads what
+        is computed already."""
         prompt = self._by_lease.pop(lease_id, None)
-        if prompt is not None and not prompt.is_cancelled:
+        if prompt is not None:
+            assert prompt.reader_id is not None, f"{lease_id} had no reader"
             if failure is None:
+                self._engine.release(prompt.sequence)
                 self._forget(prompt)
             else:
-                self._fail(prompt, failure)
+                prompt.lost[prompt.reader_id] = failure
+                self._lose_reader(prompt)
         asyncio.get_running_loop().call_soon(self.pump)
+
+    def on_decode_lost(self, frontend_id: str, message: DecodeLost) -> None:
+        """A frontend has no link any more to one that was to decode its request."""
+        prompt = self._prompts.get((message.request_id, message.attempt))
+        if prompt is None:
+            self._outbox.handed_off(frontend_id, message.request_id, message.attempt)
+            return
+        prompt.lost.setdefault(message.worker_id, "was lost to the frontend")
+        if prompt.reader_id == message.worker_id:
+            self._withdraw(prompt)
+            self._lose_reader(prompt)
+
+    def _lose_reader(self, prompt: Prompt) -> None:
+        assert prompt.reader_id is not None, f"{prompt.request_id} has no reader to lose"
+        logger.warning(
+            "decode worker %s is to be replaced: %s, request_id=%s",
+            *(prompt.reader_id, prompt.lost[prompt.reader_id], prompt.request_id),
+        )
+        prompt.lease_id = prompt.reader_id = None
+        prompt.seek_until = self._clock.now() + SEEK_S
+        self._tasks.start(self._find_reader(prompt))
 
     def cancel(self, request_id: str, attempt: int) -> None:
         prompt = self._prompts.get((request_id, attempt))
@@ -295,20 +287,23 @@ class Prefilling:
         self._end(prompt)
 
     def _end(self, prompt: Prompt) -> None:
-        """Whatever its phase: the prompt stops, and its blocks go back when nobody reads them."""
+        """Whatever its phase: the prompt stops, and gives its blocks back. Those that somebody
+        may be reading its lease holds for as long."""
         prompt.is_cancelled = True
         self._forget(prompt)
         match prompt.phase:
             case Phase.WAITING:
                 self._waiting.remove(prompt)
             case Phase.OFFERED:
-                pass  # `_offer` sees the flag when its answer comes
+                pass  # `_find_reader` sees the flag when its answer comes
             case Phase.RUNNING | Phase.HANDING_OFF:
-                self._engine.abort(prompt.request_id, prompt.attempt)
-                if prompt.lease_id is not None:
-                    self._lending.withdraw(prompt.lease_id)
-                else:
-                    self._engine.release(prompt.sequence)
+                self._withdraw(prompt)
+                self._engine.release(prompt.sequence)
+
+    def _withdraw(self, prompt: Prompt) -> None:
+        if prompt.lease_id is not None:
+            self._by_lease.pop(prompt.lease_id, None)
+            self._lending.withdraw(prompt.lease_id)
 
     def _forget(self, prompt: Prompt) -> None:
         self._prompts.pop((prompt.request_id, prompt.attempt), None)

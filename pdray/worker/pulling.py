@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdray.core.clock import Clock
@@ -13,11 +12,12 @@ from pdray.core.handoff import Handoff, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
-from pdray.link.messages import Acknowledge, OfferReply
+from pdray.link.messages import Acknowledge, OfferReply, PrefillLost
 from pdray.metrics.prometheus import WorkerMetrics
 from pdray.transfer.transfer_thread import TransferThread
 from pdray.worker.attempts import AttemptTable
 from pdray.worker.decoding import Decoding
+from pdray.worker.outbox import Outbox
 from pdray.worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Pulling:
         metrics: WorkerMetrics,
         transport: str,
         max_batch_size: int,
-        fail_request: Callable[[Handoff, str], None],
+        outbox: Outbox,
         decoding: Decoding,
         tasks: Tasks,
         clock: Clock,
@@ -91,7 +91,7 @@ class Pulling:
         self._metrics = metrics
         self._transport = transport
         self._max_batch_size = max_batch_size
-        self._fail_request = fail_request
+        self._outbox = outbox
         self._clock = clock
         self._pulls: dict[str, Pull] = {}
         self._readable: set[Connection] = set()
@@ -225,10 +225,16 @@ class Pulling:
         self._settle(pull)
 
     def cancel(self, request_id: str, attempt: int) -> None:
-        for pull in list(self._pulls.values()):
-            if pull.handoff.request.request_id == request_id and pull.handoff.attempt == attempt:
-                self._give_up(pull, "cancelled")
-                self._settle(pull)
+        for pull in self._pulls_of(request_id, attempt):
+            self._give_up(pull, "cancelled")
+            self._settle(pull)
+
+    def _pulls_of(self, request_id: str, attempt: int) -> list[Pull]:
+        return [
+            pull
+            for pull in self._pulls.values()
+            if (pull.handoff.request.request_id, pull.handoff.attempt) == (request_id, attempt)
+        ]
 
     def on_owner_lost(self, owner: Connection) -> None:
         """The prefill worker is gone: nothing more will come of its handoffs."""
@@ -244,11 +250,22 @@ class Pulling:
         now = self._clock.now()
         for pull in list(self._pulls.values()):
             if pull.deadline <= now and not pull.is_over:
-                self._fail(pull, f"no progress within {pull.handoff.lease_s / 2} s")
+                self._give_up(pull, f"no progress within {pull.handoff.lease_s / 2} s")
+                self._settle(pull)
+
+    def on_prefill_lost(self, frontend_id: str, message: PrefillLost) -> None:
+        """Its frontend has lost the prefill worker, who will not be able to name another."""
+        reason = "its prefill worker was lost during the handoff"
+        if not self._attempts.is_live(message.request_id, message.attempt):
+            self._outbox.fail(frontend_id, message.request_id, message.attempt, reason)
+        for pull in self._pulls_of(message.request_id, message.attempt):
+            self._fail(pull, reason)
 
     def _fail(self, pull: Pull, reason: str) -> None:
+        """Told to the frontend, as the owner cannot be told, or can do nothing about it."""
+        handoff = pull.handoff
+        self._outbox.fail(handoff.frontend_id, handoff.request.request_id, handoff.attempt, reason)
         self._give_up(pull, reason)
-        self._fail_request(pull.handoff, reason)
         self._settle(pull)
 
 

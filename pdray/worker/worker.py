@@ -21,10 +21,12 @@ from pdray.link.messages import (
     WIRE_VERSION,
     Acknowledge,
     Cancel,
+    DecodeLost,
     Hello,
     Message,
     Offer,
     OfferReply,
+    PrefillLost,
     Publish,
     Submission,
     Submit,
@@ -92,6 +94,7 @@ class Worker:
             outbox=self._outbox,
             attempts=self._attempts,
             tasks=self._tasks,
+            clock=self._clock,
         )
         self._decoding = Decoding(
             engine=engine,
@@ -108,7 +111,7 @@ class Worker:
             metrics=self.metrics,
             transport=config.transport,
             max_batch_size=config.engine.max_batch_size,
-            fail_request=self._fail_handoff,
+            outbox=self._outbox,
             clock=self._clock,
         )
         self._engine_thread: EngineThread | None = None
@@ -239,6 +242,10 @@ class Worker:
             case Cancel():
                 for request_id, attempt in message.attempts:
                     self._cancel(request_id, attempt)
+            case DecodeLost():
+                self._prefilling.on_decode_lost(connection.peer_id, message)
+            case PrefillLost():
+                self._pulling.on_prefill_lost(connection.peer_id, message)
             case Offer():
                 connection.send(self._answer_offer(connection, message.handoff))
             case OfferReply():
@@ -278,9 +285,6 @@ class Worker:
             self._prefilling.cancel(request_id, ended)
             self._pulling.cancel(request_id, ended)
             self._decoding.cancel(request_id, ended)
-
-    def _fail_handoff(self, handoff: Handoff, reason: str) -> None:
-        self._outbox.fail(handoff.frontend_id, handoff.request.request_id, handoff.attempt, reason)
 
     def _on_lost(self, connection: Connection) -> None:
         """A link broke: what its other end wanted, lent or pulled comes to an end."""

@@ -22,7 +22,17 @@ from pdray.core.request import FinishReason, TokenChunk, WorkerId
 from pdray.frontend.frontend import Frontend
 from pdray.frontend.token_stream import TokenDelta
 from pdray.link.connection import Connection
-from pdray.link.messages import Cancel, Submission, Submit, Tokens
+from pdray.link.messages import (
+    Cancel,
+    DecodeLost,
+    Failed,
+    GoesOn,
+    HandedOff,
+    PrefillLost,
+    Submission,
+    Submit,
+    Tokens,
+)
 from tests.local_cluster import request_of
 from tests.worker_peer import LINK_KEY, Peer, closing, until
 
@@ -143,6 +153,7 @@ async def test_with_all_candidates_lost_the_request_fails_and_is_cancelled(scene
         await (await link_of(decode)).close()
     with pytest.raises(WorkerLostError, match="was lost while the request was prefilling"):
         await reading
+    await scene.prefill.receive(DecodeLost)
     _, cancel = await scene.prefill.receive(Cancel)
     assert cancel.attempts == (("r", 1),)
 
@@ -155,9 +166,108 @@ async def test_a_decode_worker_that_was_lost_before_the_first_token_is_not_waite
     await (await link_of(scene.decodes[0])).close()
     await until(lambda: "d1" not in scene.frontend._peers._outgoing)
     link.send(tokens(0, 11, decode_id="d1"))
-    with pytest.raises(WorkerLostError, match="worker d1 was lost"):
+    _, lost = await scene.prefill.receive(DecodeLost)
+    assert lost == DecodeLost(request_id="r", attempt=1, worker_id=WorkerId("d1"))
+    link.send(GoesOn(request_id="r", attempt=1, worker_id=WorkerId("d2")))
+    (await link_of(scene.decodes[1])).send(tokens(1, 12, is_last=True))
+    await reading
+    assert [token for delta in scene.deltas for token in delta.token_ids] == [11, 12]
+
+
+async def told_of_d1(scene: Scene) -> tuple[asyncio.Task[None], Connection]:
+    """The first token is there, and d1 is to go on."""
+    reading = scene.start()
+    link, _ = await scene.submitted()
+    link.send(tokens(0, 11, decode_id="d1"))
+    await until(lambda: len(scene.deltas) == 1)
+    return reading, link
+
+
+async def test_a_decode_worker_lost_before_its_first_token_is_replaced(scene: Scene) -> None:
+    reading, link = await told_of_d1(scene)
+    await (await link_of(scene.decodes[0])).close()
+    await scene.prefill.receive(DecodeLost)
+    link.send(GoesOn(request_id="r", attempt=1, worker_id=WorkerId("d2")))
+    (await link_of(scene.decodes[1])).send(tokens(1, 12, is_last=True))
+    await reading
+    assert [token for delta in scene.deltas for token in delta.token_ids] == [11, 12]
+
+
+async def test_one_lost_with_all_the_blocks_fails_the_request(scene: Scene) -> None:
+    reading, link = await told_of_d1(scene)
+    await (await link_of(scene.decodes[0])).close()
+    await scene.prefill.receive(DecodeLost)
+    link.send(HandedOff(request_id="r", attempt=1))
+    with pytest.raises(WorkerLostError, match="d1 was lost while the request was transferring"):
         await reading
-    assert [delta.token_ids for delta in scene.deltas] == [(11,)]
+
+
+async def test_an_answer_that_crosses_the_new_name_changes_nothing(scene: Scene) -> None:
+    reading, link = await told_of_d1(scene)
+    await (await link_of(scene.decodes[0])).close()
+    await scene.prefill.receive(DecodeLost)
+    link.send(GoesOn(request_id="r", attempt=1, worker_id=WorkerId("d2")))
+    link.send(HandedOff(request_id="r", attempt=1))
+    (await link_of(scene.decodes[1])).send(tokens(1, 12, is_last=True))
+    await reading
+
+
+async def test_only_one_worker_decodes_whoever_is_named_later(scene: Scene) -> None:
+    reading, link = await told_of_d1(scene)
+    d1, d2 = [await link_of(decode) for decode in scene.decodes]
+    d1.send(tokens(1, 12))
+    await until(lambda: len(scene.deltas) == 2)
+    link.send(GoesOn(request_id="r", attempt=1, worker_id=WorkerId("d2")))
+    for peer in (scene.decodes[1], scene.prefill):
+        _, cancel = await peer.receive(Cancel)
+        assert cancel.attempts == (("r", 1),)
+    d2.send(tokens(2, 99, is_last=True))
+    link.send(Failed(request_id="r", attempt=1, reason="cancelled"))
+    d1.send(tokens(2, 13, is_last=True))
+    await reading
+    assert [token for delta in scene.deltas for token in delta.token_ids] == [11, 12, 13]
+
+
+async def test_one_that_is_replaced_is_cancelled_and_not_listened_to(scene: Scene) -> None:
+    reading, link = await told_of_d1(scene)
+    d1, d2 = [await link_of(decode) for decode in scene.decodes]
+    link.send(GoesOn(request_id="r", attempt=1, worker_id=WorkerId("d2")))
+    await scene.decodes[0].receive(Cancel)
+    d1.send(tokens(1, 99, is_last=True))
+    d2.send(tokens(1, 12, is_last=True))
+    await reading
+    assert [token for delta in scene.deltas for token in delta.token_ids] == [11, 12]
+
+
+async def test_a_decode_worker_without_the_blocks_is_replaced_like_a_lost_one(
+    scene: Scene,
+) -> None:
+    reading, link = await told_of_d1(scene)
+    failed = Failed(request_id="r", attempt=1, reason="prefill worker p was lost")
+    (await link_of(scene.decodes[0])).send(failed)
+    await scene.prefill.receive(DecodeLost)
+    link.send(GoesOn(request_id="r", attempt=1, worker_id=WorkerId("d2")))
+    (await link_of(scene.decodes[1])).send(tokens(1, 12, is_last=True))
+    await reading
+
+
+async def test_with_the_prefill_worker_lost_the_decode_worker_is_asked(scene: Scene) -> None:
+    reading, link = await told_of_d1(scene)
+    await link.close()
+    decode, _ = await scene.decodes[0].receive(PrefillLost)
+    decode.send(Failed(request_id="r", attempt=1, reason="its blocks were not all there"))
+    with pytest.raises(WorkerLostError, match="its blocks were not all there"):
+        await reading
+
+
+async def test_with_the_prefill_worker_lost_a_decode_worker_with_all_blocks_goes_on(
+    scene: Scene,
+) -> None:
+    reading, link = await told_of_d1(scene)
+    await link.close()
+    decode, _ = await scene.decodes[0].receive(PrefillLost)
+    decode.send(tokens(1, 12, is_last=True))
+    await reading
 
 
 async def test_a_prefill_worker_lost_while_other_links_are_made_is_not_waited_for(

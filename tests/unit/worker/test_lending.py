@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
+import pytest
+
+from pdray.core.request import WorkerId
 from pdray.link.connection import Connection
-from pdray.link.messages import Acknowledge, Failed, Offer, Publish, Tokens
+from pdray.link.messages import (
+    Acknowledge,
+    Cancel,
+    DecodeLost,
+    Failed,
+    GoesOn,
+    HandedOff,
+    Offer,
+    Publish,
+    Tokens,
+    Withdraw,
+)
 from pdray.worker.lending import QUARANTINE_S
+from pdray.worker.prefilling import SEEK_S
 from tests.unit.worker.conftest import LEASE_S, Scene
 from tests.unit.worker.test_prefilling import answer, submit
-from tests.worker_peer import until
+from tests.worker_peer import Peer, closing, until
 
 
 async def lend(scene: Scene, num_tokens: int = 60) -> tuple[Connection, str]:
@@ -69,5 +86,126 @@ async def test_a_reader_that_gives_up_fails_the_request(scene: Scene) -> None:
     link, lease_id = await lend(scene)
     link.send(Acknowledge(lease_id=lease_id, failure="a read failed"))
     _, failed = await scene.frontend.receive(Failed)
-    assert failed.reason == "a read failed"
+    assert failed.reason == "no decode worker takes the request (other: a read failed)"
+    await until(scene.is_empty)
+
+
+async def lend_to_first(scene: Scene, first: Peer, num_tokens: int = 60) -> tuple[Connection, str]:
+    """As ``lend``, to ``first``, with the scene's other worker as the second candidate."""
+    await submit(scene, await first.listen(), await scene.other.listen(), num_tokens=num_tokens)
+    link, offer = await first.receive(Offer)
+    lease_id = answer(link, offer)
+    _, tokens = await scene.frontend.receive(Tokens)
+    assert tokens.chunks[0].decode_worker_id == "first"
+    return link, lease_id
+
+
+async def read_by_second(scene: Scene) -> None:
+    """The same prompt is offered to the second candidate, whole, and computed no second time."""
+    link, offer = await scene.other.receive(Offer)
+    lease_id = answer(link, offer)
+    _, publish = await scene.other.receive(Publish)
+    assert publish.watermark.first_token_id is not None
+    assert publish.watermark.ready_tokens == 60
+    _, goes_on = await scene.frontend.receive(GoesOn)
+    assert goes_on == GoesOn(request_id="r", attempt=1, worker_id=WorkerId("other"))
+    link.send(Acknowledge(lease_id=lease_id, failure=None))
+
+
+@pytest.fixture
+async def first() -> AsyncIterator[Peer]:
+    peer = Peer("first", layout_digest="any")
+    async with closing(peer):
+        yield peer
+
+
+async def test_a_computed_prompt_goes_to_the_next_when_its_reader_is_lost(
+    scene: Scene, first: Peer
+) -> None:
+    link, _ = await lend_to_first(scene, first)
+    await link.close()
+    await read_by_second(scene)
+    await until(lambda: scene.num_quarantined == 4)
+    assert scene.worker.engine.pool.num_held_blocks == 0
+    scene.clock.advance(LEASE_S + QUARANTINE_S)
+    await until(scene.is_empty)
+
+
+async def test_blocks_stay_for_the_second_reader_when_the_first_ones_quarantine_ends(
+    scene: Scene, first: Peer
+) -> None:
+    link, _ = await lend_to_first(scene, first)
+    await link.close()
+    link, offer = await scene.other.receive(Offer)
+    scene.clock.advance(LEASE_S - 1)
+    lease_id = answer(link, offer)
+    await scene.other.receive(Publish)
+    scene.clock.advance(QUARANTINE_S + 1)
+    await until(lambda: len(scene.worker._lending._table) == 1)
+    assert scene.worker.engine.pool.num_held_blocks == 4
+    link.send(Acknowledge(lease_id=lease_id, failure=None))
+    await until(scene.is_empty)
+
+
+async def test_a_computed_prompt_goes_to_the_next_when_a_read_of_it_fails(
+    scene: Scene, first: Peer
+) -> None:
+    link, lease_id = await lend_to_first(scene, first)
+    link.send(Acknowledge(lease_id=lease_id, failure="a read failed"))
+    await read_by_second(scene)
+    await until(scene.is_empty)
+
+
+async def test_a_computed_prompt_goes_to_the_next_when_its_frontend_lost_the_reader(
+    scene: Scene, first: Peer
+) -> None:
+    link, lease_id = await lend_to_first(scene, first)
+    to_worker = await scene.frontend.links.get(scene.worker.info().address)
+    lost = DecodeLost(request_id="r", attempt=1, worker_id=WorkerId("first"))
+    to_worker.send(lost)
+    while not isinstance((await first.receive(Publish | Withdraw))[1], Withdraw):  # type: ignore[arg-type]
+        pass
+    link.send(Acknowledge(lease_id=lease_id, failure="withdrawn"))
+    await read_by_second(scene)
+    await until(scene.is_empty)
+    to_worker.send(lost)
+    await scene.frontend.receive(HandedOff)
+
+
+async def test_a_computed_prompt_waits_until_there_is_room_for_it(
+    scene: Scene, first: Peer
+) -> None:
+    link, _ = await lend_to_first(scene, first)
+    await link.close()
+    for _ in range(3):
+        link, offer = await scene.other.receive(Offer)
+        answer(link, offer, "full")
+    await read_by_second(scene)
+
+
+async def test_a_computed_prompt_waits_for_room_until_its_time_is_up(
+    scene: Scene, first: Peer
+) -> None:
+    link, _ = await lend_to_first(scene, first)
+    await link.close()
+    link, offer = await scene.other.receive(Offer)
+    scene.clock.advance(SEEK_S)
+    answer(link, offer, "full")
+    _, failed = await scene.frontend.receive(Failed)
+    assert "other: full; first: decode worker first was lost" in failed.reason
+    scene.clock.advance(LEASE_S + QUARANTINE_S)
+    await until(scene.is_empty)
+
+
+async def test_a_cancelled_prompt_is_offered_to_nobody_else(scene: Scene, first: Peer) -> None:
+    link, _ = await lend_to_first(scene, first)
+    await link.close()
+    link, offer = await scene.other.receive(Offer)
+    to_worker = await scene.frontend.links.get(scene.worker.info().address)
+    to_worker.send(Cancel(attempts=(("r", 1),)))
+    await until(lambda: scene.worker._prefilling.num_active == 0)
+    lease_id = answer(link, offer)
+    await scene.other.receive(Withdraw)
+    link.send(Acknowledge(lease_id=lease_id, failure="withdrawn"))
+    scene.clock.advance(LEASE_S + QUARANTINE_S)
     await until(scene.is_empty)

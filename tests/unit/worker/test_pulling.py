@@ -17,6 +17,7 @@ from pdray.link.messages import (
     Failed,
     Offer,
     OfferReply,
+    PrefillLost,
     Publish,
     Tokens,
     Withdraw,
@@ -106,10 +107,8 @@ async def test_earlier_attempts_tokens_are_counted_in_the_index(scene: Scene) ->
 async def test_a_pull_without_progress_is_given_up(scene: Scene) -> None:
     await reserve(scene, handoff())
     scene.clock.advance(LEASE_S / 2)
-    _, failed = await scene.frontend.receive(Failed)
-    assert "no progress within 15.0 s" in failed.reason
     _, acknowledge = await scene.other.receive(Acknowledge)
-    assert acknowledge.failure is not None
+    assert acknowledge.failure == "no progress within 15.0 s"
     assert scene.is_empty()
 
 
@@ -161,6 +160,32 @@ async def test_a_pull_whose_owner_is_lost_fails(scene: Scene) -> None:
     _, failed = await scene.frontend.receive(Failed)
     assert "prefill worker other was lost" in failed.reason
     assert scene.is_empty()
+
+
+async def test_a_pull_whose_frontend_has_lost_the_prefill_worker_fails(scene: Scene) -> None:
+    await reserve(scene, handoff())
+    to_worker = await scene.frontend.links.get(scene.worker.info().address)
+    for _ in range(2):
+        to_worker.send(PrefillLost(request_id="r", attempt=1))
+        _, failed = await scene.frontend.receive(Failed)
+        assert failed.reason == "its prefill worker was lost during the handoff"
+    _, acknowledge = await scene.other.receive(Acknowledge)
+    assert acknowledge.failure is not None
+    assert scene.is_empty()
+
+
+async def test_a_sequence_that_has_all_its_blocks_does_without_its_prefill_worker(
+    scene: Scene,
+) -> None:
+    link = await reserve(scene, handoff(max_tokens=100))
+    link.send(Publish(watermark=watermark(3, is_last=True)))
+    to_worker, _ = await scene.frontend.receive(Tokens)
+    to_worker.send(PrefillLost(request_id="r", attempt=1))
+    is_over = False
+    while not is_over:
+        _, tokens = await scene.frontend.receive(Tokens)
+        is_over = tokens.chunks[-1].finish_reason is not None
+    await until(scene.is_empty)
 
 
 async def test_a_pull_whose_frontend_is_lost_ends(scene: Scene) -> None:

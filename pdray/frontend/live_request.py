@@ -1,0 +1,109 @@
+"""A request on its way: which workers it has, who makes its tokens, and who is to go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pdray.core.errors import PdrayError, WorkerLostError
+from pdray.core.request import Request, RequestState, WorkerId
+from pdray.frontend.timing import RequestTiming
+from pdray.frontend.token_stream import TokenStream
+from pdray.link.connection import Connection
+from pdray.link.messages import Cancel, DecodeLost, PrefillLost
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """``links`` are to all workers that may know it, those to ``prefill_id`` and ``decode_ids``
+    up. ``decode_id`` is who goes on after the first token, as the prefill worker said last: None
+    while it looks for one. With that one's first token, ``has_decoded``, the others are out.
+
+    Every method that finds the request lost returns the error to fail it with, else None.
+    """
+
+    request: Request
+    stream: TokenStream
+    timing: RequestTiming
+    state: RequestState = RequestState.QUEUED
+    links: dict[str, Connection] = field(default_factory=dict)
+    prefill_id: str | None = None
+    decode_ids: set[str] = field(default_factory=set)
+    decode_id: str | None = None
+    has_decoded: bool = False
+    loss: PdrayError | None = None
+    is_released: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.request.request_id, self.stream.attempt
+
+    def is_linked_by(self, connection: Connection) -> bool:
+        return self.links.get(connection.peer_id) is connection
+
+    def takes_tokens_of(self, peer_id: str) -> bool:
+        """Who decodes it is settled by the first token that comes from one who may: another who
+        was given the same blocks and does not know yet that it is out must not mix in."""
+        if peer_id == self.prefill_id:
+            return True
+        if peer_id not in self.decode_ids or self.decode_id not in (None, peer_id):
+            return False
+        self.decode_id, self.has_decoded = peer_id, True
+        return True
+
+    def goes_on(self, worker_id: WorkerId) -> None:
+        """The prefill worker says who decodes it."""
+        if self.has_decoded:
+            if worker_id != self.decode_id:
+                # Its first reader's acknowledgement was lost, and it has begun all the same.
+                self._cancel_at(worker_id, self.prefill_id)
+        elif worker_id in self.decode_ids:
+            if self.decode_id not in (None, worker_id):
+                self._cancel_at(self.decode_id)
+            self.decode_id = worker_id
+
+    def cancel(self) -> None:
+        self._cancel_at(*self.links)
+
+    def lose(self, peer_id: str, error: PdrayError) -> PdrayError | None:
+        """Its link is lost, or it cannot go on with this request."""
+        if peer_id == self.prefill_id:
+            return self._lose_prefill(error)
+        if peer_id not in self.decode_ids:
+            return None
+        self.decode_ids.discard(peer_id)
+        if self.has_decoded:
+            return error if peer_id == self.decode_id else None
+        is_next, self.loss = peer_id == self.decode_id, error
+        if self.prefill_id is None:
+            return error if is_next else None
+        if not self.decode_ids:
+            return error
+        if self.prefill_id in self.decode_ids:
+            return None  # it decodes what it computes
+        self.decode_id = None if is_next else self.decode_id
+        request_id, attempt = self.key
+        lost = DecodeLost(request_id=request_id, attempt=attempt, worker_id=WorkerId(peer_id))
+        self.links[self.prefill_id].send(lost)
+        return None
+
+    def handed_off(self) -> PdrayError | None:
+        """The prefill worker can name nobody else: whoever had the blocks is lost. Not so where
+        it has named another before it heard of the loss."""
+        if self.decode_id is not None:
+            return None
+        return self.loss or WorkerLostError("its blocks went to a decode worker that is lost")
+
+    def _lose_prefill(self, error: PdrayError) -> PdrayError | None:
+        self.prefill_id = None
+        if self.decode_id is None:
+            return error
+        if not self.has_decoded:
+            request_id, attempt = self.key
+            self.links[self.decode_id].send(PrefillLost(request_id=request_id, attempt=attempt))
+        return None
+
+    def _cancel_at(self, *worker_ids: str | None) -> None:
+        for worker_id in worker_ids:
+            link = None if worker_id is None else self.links.get(worker_id)
+            if link is not None:
+                link.send(Cancel(attempts=(self.key,)))
