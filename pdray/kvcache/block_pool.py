@@ -3,9 +3,21 @@ tokens and no sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from pdray.kvcache.prefix_index import BlockName, PrefixIndex
+
+
+class NextTier(Protocol):
+    """What is told of blocks that the pool loses, in the middle of its calls: must not call it."""
+
+    def evicted(self, blocks: Sequence[tuple[int, BlockName]]) -> None:
+        """They go to others; until this returns, their bytes are still there."""
+
+    def forgotten(self, names: Sequence[BlockName]) -> None:
+        """What was found under these names is not to be trusted."""
 
 
 class BlockPool:
@@ -27,6 +39,7 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.num_evictions = 0
         self.index = PrefixIndex()
+        self.next_tier: NextTier | None = None
         # A stack, low ids on top: a block freed last is the likeliest to be in a CPU's cache.
         self._free = list(range(num_blocks - 1, -1, -1))
         # Least recently used first. A dict, as its keys keep the order in which they came.
@@ -76,19 +89,21 @@ class BlockPool:
         block_ids = self._free[num_kept:]
         del self._free[num_kept:]
         block_ids.reverse()
-        while len(block_ids) < num_blocks:
-            block_ids.append(self._evict())
+        block_ids += self._evict(num_blocks - len(block_ids))
         for block_id in block_ids:
             self._holders[block_id] = 1
         self._num_references += num_blocks
         return block_ids
 
-    def _evict(self) -> int:
-        block_id = next(iter(self._cached))
-        del self._cached[block_id]
-        self.index.remove(block_id)
-        self.num_evictions += 1
-        return block_id
+    def _evict(self, num_blocks: int) -> list[int]:
+        block_ids = list(itertools.islice(self._cached, num_blocks))
+        if block_ids and self.next_tier is not None:
+            self.next_tier.evicted([(each, self.index.name_of(each)) for each in block_ids])
+        for block_id in block_ids:
+            del self._cached[block_id]
+            self.index.remove(block_id)
+        self.num_evictions += len(block_ids)
+        return block_ids
 
     def retain(self, block_ids: Iterable[int]) -> None:
         """One more holder for each. One that nobody holds must have a name."""
@@ -152,17 +167,22 @@ class BlockPool:
         if known is None:
             self.index.put(block_id, name)
         elif known in self._cached:
-            self.forget([known])
+            self._unname(known)
             self.index.put(block_id, name)
 
     def forget(self, block_ids: Iterable[int]) -> None:
-        """Nobody will find them again."""
-        for block_id in block_ids:
-            if block_id in self.index:
-                self.index.remove(block_id)
-                if block_id in self._cached:
-                    del self._cached[block_id]
-                    self._free.append(block_id)
+        """Nobody will find them again, here or in the tiers below."""
+        named = [block_id for block_id in block_ids if block_id in self.index]
+        if named and self.next_tier is not None:
+            self.next_tier.forgotten([self.index.name_of(block_id) for block_id in named])
+        for block_id in named:
+            self._unname(block_id)
+
+    def _unname(self, block_id: int) -> None:
+        self.index.remove(block_id)
+        if block_id in self._cached:
+            del self._cached[block_id]
+            self._free.append(block_id)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where counts, states and names do not fit together."""

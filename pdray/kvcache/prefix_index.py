@@ -5,7 +5,7 @@ Knows no holders and no order of use: the block pool does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pdray.kvcache.layout import KVGroup
@@ -31,6 +31,64 @@ class PrefixMatch:
     num_full_blocks: int
 
 
+def match_prefix(
+    has: Callable[[BlockName], bool],
+    groups: Sequence[KVGroup],
+    hashes: Sequence[bytes],
+    block_size: int,
+) -> PrefixMatch:
+    """The longest hit, given the hash at the end of each block of a prefix: the groups without a
+    window have all its blocks, the others those of the last window."""
+    num_full = len(hashes)
+    for group in groups:
+        if group.sliding_window is None:
+            num_full = _count_leading(has, group.group_id, hashes[:num_full])
+    windows = [group for group in groups if group.sliding_window is not None]
+    num_blocks = num_full
+    while num_blocks:
+        gap = _last_gap(has, windows, hashes, num_blocks, block_size)
+        if gap is None:
+            break
+        # A longer hit than this would need the missing block, too.
+        num_blocks = gap
+    return PrefixMatch(num_blocks, num_full)
+
+
+def _count_leading(has: Callable[[BlockName], bool], group_id: int, hashes: Sequence[bytes]) -> int:
+    for count, each in enumerate(hashes):
+        if not has((group_id, each)):
+            return count
+    return len(hashes)
+
+
+def _last_gap(
+    has: Callable[[BlockName], bool],
+    windows: Sequence[KVGroup],
+    hashes: Sequence[bytes],
+    num_blocks: int,
+    block_size: int,
+) -> int | None:
+    """The last block that some group lacks for a hit of ``num_blocks``."""
+    for group in windows:
+        first = first_block_of_hit(group, num_blocks * block_size, block_size)
+        for number in range(num_blocks - 1, first - 1, -1):
+            if not has((group.group_id, hashes[number])):
+                return number
+    return None
+
+
+def names_of_hit(
+    groups: Sequence[KVGroup], hashes: Sequence[bytes], block_size: int
+) -> list[BlockName]:
+    """Of all blocks that a hit of the whole prefix needs."""
+    end = len(hashes)
+    return [
+        (group.group_id, hashes[number])
+        for group in groups
+        for number in range(first_block_of_hit(group, end * block_size, block_size), end)
+    ]
+
+
 class PrefixIndex:
     """A block has one name at most, and a name one block."""
 
@@ -47,6 +105,9 @@ class PrefixIndex:
     def __getitem__(self, name: BlockName) -> int:
         return self._blocks[name]
 
+    def name_of(self, block_id: int) -> BlockName:
+        return self._names[block_id]
+
     def find(self, name: BlockName) -> int | None:
         return self._blocks.get(name)
 
@@ -62,38 +123,8 @@ class PrefixIndex:
     def match(
         self, groups: Sequence[KVGroup], hashes: Sequence[bytes], block_size: int
     ) -> PrefixMatch:
-        """The longest hit, given the hash at the end of each block of a prefix: the groups
-        without a window have all its blocks, the others those of the last window."""
-        num_full = len(hashes)
-        for group in groups:
-            if group.sliding_window is None:
-                num_full = self._count_leading(group.group_id, hashes[:num_full])
-        windows = [group for group in groups if group.sliding_window is not None]
-        num_blocks = num_full
-        while num_blocks:
-            gap = self._last_gap(windows, hashes, num_blocks, block_size)
-            if gap is None:
-                break
-            # A longer hit than this would need the missing block, too.
-            num_blocks = gap
-        return PrefixMatch(num_blocks, num_full)
-
-    def _count_leading(self, group_id: int, hashes: Sequence[bytes]) -> int:
-        for count, each in enumerate(hashes):
-            if (group_id, each) not in self._blocks:
-                return count
-        return len(hashes)
-
-    def _last_gap(
-        self, windows: Sequence[KVGroup], hashes: Sequence[bytes], num_blocks: int, block_size: int
-    ) -> int | None:
-        """The last block that some group lacks for a hit of ``num_blocks``."""
-        for group in windows:
-            first = first_block_of_hit(group, num_blocks * block_size, block_size)
-            for number in range(num_blocks - 1, first - 1, -1):
-                if (group.group_id, hashes[number]) not in self._blocks:
-                    return number
-        return None
+        """The longest hit, given the hash at the end of each block of a prefix."""
+        return match_prefix(self._blocks.__contains__, groups, hashes, block_size)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where names and blocks are not one to one."""

@@ -4,7 +4,7 @@ nobody gets another's block, names lead to their blocks, the least recently used
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -26,6 +26,20 @@ NAMES: list[BlockName] = [(group, bytes([number])) for group in (0, 1) for numbe
 """Few, so that two blocks often want the same."""
 
 
+class TierBelow:
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.evicted_blocks: list[tuple[int, BlockName]] = []
+        self.forgotten_names: list[BlockName] = []
+
+    def evicted(self, blocks: Sequence[tuple[int, BlockName]]) -> None:
+        self.evicted_blocks += blocks
+
+    def forgotten(self, names: Sequence[BlockName]) -> None:
+        self.forgotten_names += names
+
+
 class BlockPoolMachine(RuleBasedStateMachine):
     """Holders are lists of ids, each with one reference to each of its blocks."""
 
@@ -35,6 +49,8 @@ class BlockPoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = BlockPool(NUM_BLOCKS)
+        self.below = TierBelow()
+        self.pool.next_tier = self.below
         self.held: Counter[int] = Counter()
         self.quarantined: Counter[int] = Counter()
         self.free = set(range(NUM_BLOCKS))
@@ -76,6 +92,9 @@ class BlockPoolMachine(RuleBasedStateMachine):
         assert len(set(block_ids)) == count
         assert block_ids[num_free:] == self.cached[:num_evicted]
         self.free -= set(block_ids)
+        names = {block_id: name for name, block_id in self.names.items()}
+        told, self.below.evicted_blocks = self.below.evicted_blocks, []
+        assert told == [(each, names[each]) for each in self.cached[:num_evicted]]
         for block_id in self.cached[:num_evicted]:
             self.remove_name(block_id)
         del self.cached[:num_evicted]
@@ -132,8 +151,10 @@ class BlockPoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.names)
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
-        block_id = self.names[data.draw(st.sampled_from(sorted(self.names)))]
+        name = data.draw(st.sampled_from(sorted(self.names)))
+        block_id = self.names[name]
         self.pool.forget([block_id])
+        assert self.below.forgotten_names.pop() == name
         self.remove_name(block_id)
         if block_id in self.cached:
             self.cached.remove(block_id)
@@ -155,6 +176,11 @@ class BlockPoolMachine(RuleBasedStateMachine):
     def end_quarantine(self, block_ids: list[int]) -> None:
         self.pool.end_quarantine(block_ids)
         self.let_go(block_ids, self.quarantined)
+
+    @invariant()
+    def nothing_else_is_told(self) -> None:
+        assert not self.below.evicted_blocks
+        assert not self.below.forgotten_names
 
     @invariant()
     def counts_are_the_models(self) -> None:
