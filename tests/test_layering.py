@@ -53,7 +53,7 @@ PLACES: dict[str, set[str]] = {
     "starlette": {"serve/"},
     "uvicorn": {"serve/"},
     "pydantic": {"config.py", "config_report.py", "serve/"},
-    "nixl": {"transfer/nixl.py"},
+    "nixl": {"transfer/nixl.py", "transfer/nixl_file.py"},
     "transformers": {
         "engine/model.py",
         "engine/pretrained.py",
@@ -70,6 +70,8 @@ PLACES: dict[str, set[str]] = {
         "kvcache/block_copy.py",
         "kvcache/block_kernels.py",
         "kvcache/storage.py",
+        "kvcache/tiers/disk.py",
+        "kvcache/tiers/host.py",
         "engine/",
         "transfer/loopback.py",
         "worker/",

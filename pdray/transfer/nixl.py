@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _BACKEND = "UCX"
 # NIXL's errors have no base of their own.
-_NIXL_ERRORS: tuple[type[Exception], ...] = tuple(
+NIXL_ERRORS: tuple[type[Exception], ...] = tuple(
     error
     for name in dir(bindings)
     if isinstance(error := getattr(bindings, name), type) and issubclass(error, Exception)
@@ -99,7 +99,7 @@ class NixlTransport:
             )
             self._blocks = self._prepare_blocks("NIXL_INIT_AGENT", region)
             self._description = describe_region(self.name, region, self._agent.get_agent_metadata())
-        except _NIXL_ERRORS as error:
+        except NIXL_ERRORS as error:
             raise TransferError(f"NIXL cannot serve worker {worker_id!r}: {error!r}") from error
 
     def describe(self) -> bytes:
@@ -140,14 +140,14 @@ class NixlTransport:
                 backends=[_BACKEND],
             )
             state = self._agent.transfer(handle)
-        except _NIXL_ERRORS as error:
+        except NIXL_ERRORS as error:
             life.is_lost = True
             if handle is not None:
-                _release(handle)
+                release_handle(handle)
             raise TransferError(f"peer {peer_id!r} has gone: {error!r}") from error
         if state == "ERR":
             life.is_lost = True
-            _release(handle)
+            release_handle(handle)
             raise TransferError(f"NIXL refused a read of peer {peer_id!r}")
         transfer_id = TransferId(next(self._ids))
         life.num_pending += 1
@@ -159,12 +159,12 @@ class NixlTransport:
         try:
             # Asking for one read's state moves all of the agent's reads on.
             nixl_state = self._agent.check_xfer_state(pull.handle)
-        except _NIXL_ERRORS as error:
+        except NIXL_ERRORS as error:
             logger.warning("a read of NIXL agent %s failed: %r", pull.life.agent_name, error)
             nixl_state = "ERR"
         if nixl_state == "PROC":
             return TransferState.PENDING
-        _release(pull.handle)
+        release_handle(pull.handle)
         del self._pulls[transfer_id]
         pull.life.num_pending -= 1
         if nixl_state == "ERR":
@@ -177,7 +177,7 @@ class NixlTransport:
 
     def close(self) -> None:
         for pull in self._pulls.values():
-            _release(pull.handle)
+            release_handle(pull.handle)
         self._pulls.clear()
         self._peers.clear()
         for life in list(self._lives.values()):
@@ -198,7 +198,7 @@ class NixlTransport:
             if isinstance(agent_name, bytes):
                 agent_name = agent_name.decode()
             blocks = self._prepare_blocks(agent_name, peer)
-        except _NIXL_ERRORS as error:
+        except NIXL_ERRORS as error:
             if agent_name is not None:
                 self._agent.remove_remote_agent(agent_name)
             raise TransferError(f"NIXL does not take peer {peer_id!r}: {error!r}") from error
@@ -217,7 +217,7 @@ class NixlTransport:
         life.blocks.release()
         try:
             self._agent.remove_remote_agent(life.agent_name)
-        except _NIXL_ERRORS as error:
+        except NIXL_ERRORS as error:
             logger.debug("NIXL had forgotten agent %s already: %r", life.agent_name, error)
 
     def _prepare_blocks(
@@ -236,21 +236,25 @@ class NixlTransport:
 def _make_agent(agent_name: str) -> nixl_agent:
     # A leak in UCX's registration cache with long-lived peers, bounded as vLLM does it.
     os.environ.setdefault("UCX_RCACHE_MAX_UNRELEASED", "1024")
-    if "NIXL_LOG_LEVEL" not in os.environ:
-        # NIXL greets on stdout, which belongs to the program.
-        logging.getLogger("nixl").setLevel(logging.WARNING)
+    quieten_nixl()
     agent = nixl_agent(agent_name, nixl_agent_config(enable_prog_thread=False, backends=[_BACKEND]))
     if _BACKEND not in agent.backends:
         raise TransferError(f"NIXL has no {_BACKEND} backend here, only {agent.get_plugin_list()}")
     return agent
 
 
+def quieten_nixl() -> None:
+    """It greets on stdout, which belongs to the program."""
+    if "NIXL_LOG_LEVEL" not in os.environ:
+        logging.getLogger("nixl").setLevel(logging.WARNING)
+
+
 def _memory_kind(device_id: int | None) -> str:
     return "DRAM" if device_id is None else "VRAM"
 
 
-def _release(handle: nixl_xfer_handle) -> None:
+def release_handle(handle: nixl_xfer_handle) -> None:
     try:
         handle.release()
-    except _NIXL_ERRORS as error:
+    except NIXL_ERRORS as error:
         logger.warning("NIXL kept a transfer handle: %r", error)
