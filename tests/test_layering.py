@@ -32,7 +32,7 @@ PARTS: dict[str, set[str]] = {
     "metrics": {"core"},
     "workload": {"core"},
     "worker": {"core", "kvcache", "engine", "transfer", "link", "metrics"},
-    "frontend": {"core", "grammar", "link", "metrics", "gguf_parsing"},
+    "frontend": {"core", "grammar", "kvcache", "link", "metrics", "gguf_parsing"},
     # What the checks ask for the names that registries know.
     "config": CONFIG | {"core", "engine", "policy", "transfer"},
     "demo_model": {"core"},

@@ -33,6 +33,7 @@ from pdray.engine.sampling.sampler import Sampler
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.sequence_blocks import SequenceBlocks
+from pdray.engine.shared_prefixes import SharedPrefixes
 from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
 from pdray.kvcache.block_pool import BlockPool
 
@@ -99,8 +100,16 @@ class Engine:
             groups=self.layout.groups,
             block_size=config.block_size,
             pool=self.pool,
+            holds=self.holds,
             is_pool_promised=lambda: self._scheduler.is_pool_promised,
-            changed=self._changed,
+            lock=self._changed,
+        )
+        self.shared_prefixes = SharedPrefixes(
+            groups=self.layout.groups,
+            block_size=config.block_size,
+            pool=self.pool,
+            holds=self.holds,
+            lock=self._changed,
         )
         self._run_ahead: RunAhead | None = None
         if runs_ahead:
@@ -171,8 +180,7 @@ class Engine:
     def num_unaccounted_blocks(self) -> int:
         """Those held by nobody that is known here: 0, or somebody has forgotten to give back."""
         with self._changed:
-            known = self.holds.num_references + self.prefix_fills.num_references
-            return self.pool.num_references - known
+            return self.pool.num_references - self.holds.num_references
 
     def runs(self, seq: Sequence, ready_tokens: int) -> tuple[BlockRun, ...]:
         """Blocks that a peer may read once ``ready_tokens`` are computed: nothing writes into

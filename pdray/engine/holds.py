@@ -48,6 +48,15 @@ class Holds:
             hold.block_ids.update(dict.fromkeys(new_ids))
             self._holds.add(hold)
 
+    def allocate(self, hold: BlockHold, num_blocks: int) -> list[int] | None:
+        """New blocks of the pool for it, in ascending order where it can be; or None."""
+        with self._lock:
+            block_ids = self._pool.allocate(num_blocks)
+            if block_ids is not None:
+                hold.block_ids.update(dict.fromkeys(block_ids))
+                self._holds.add(hold)
+            return block_ids
+
     def release(self, hold: BlockHold) -> None:
         """Gives all of them back. A second call does nothing."""
         with self._lock:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pdray.core.handoff import BlockRun
+from pdray.engine.holds import BlockHold, Holds
 from pdray.kvcache.block_pool import BlockPool
 from pdray.kvcache.layout import KVGroup
 from pdray.kvcache.prefix_hash import HASH_TOKENS
@@ -20,27 +21,21 @@ from pdray.kvcache.prefix_index import first_block_of_hit
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixFill:
-    """``missing`` are the stretches of each group's blocks that are to be filled; ``found`` are
-    blocks that were here already, held so that the hit is whole when the others have come.
+    """``missing`` are the stretches of each group's blocks that are to be filled. ``hold`` has
+    those that were here already, too, so that the hit is whole when the others have come.
     ``block_hashes`` name the prefix at the end of each of its blocks."""
 
     block_hashes: tuple[bytes, ...]
     missing: tuple[BlockRun, ...]
-    found: tuple[int, ...]
-
-    @property
-    def block_ids(self) -> list[int]:
-        """All that it holds; of each group's the last comes first."""
-        stretches = (reversed(run.block_ids) for run in reversed(self.missing))
-        return [*itertools.chain.from_iterable(stretches), *self.found]
+    hold: BlockHold
 
 
 class PrefixFills:
     """The fills of one engine, each from ``begin`` to its ``finish`` or ``abandon``; what they
     hold, nobody else gets.
 
-    Any thread may call it: it takes the engine's lock, and tells those who wait at it.
-    ``is_pool_promised`` says whether somebody waits for blocks already.
+    Any thread may call it: ``lock`` is the engine's. ``is_pool_promised`` says whether somebody
+    waits for blocks already.
     """
 
     def __init__(
@@ -49,26 +44,16 @@ class PrefixFills:
         groups: tuple[KVGroup, ...],
         block_size: int,
         pool: BlockPool,
+        holds: Holds,
         is_pool_promised: Callable[[], bool],
-        changed: threading.Condition,
+        lock: threading.Condition,
     ) -> None:
         self._groups = groups
         self._block_size = block_size
         self._pool = pool
+        self._holds = holds
         self._is_pool_promised = is_pool_promised
-        self._changed = changed
-        self._open: set[PrefixFill] = set()
-
-    @property
-    def block_ids(self) -> set[int]:
-        """All that the open fills hold."""
-        with self._changed:
-            return {block_id for fill in self._open for block_id in fill.block_ids}
-
-    @property
-    def num_references(self) -> int:
-        with self._changed:
-            return sum(len(fill.block_ids) for fill in self._open)
+        self._lock = lock
 
     def begin(self, prefix_hashes: Sequence[bytes], num_tokens: int) -> PrefixFill | None:
         """Takes the blocks that a hit of ``num_tokens``, rounded down to whole blocks, lacks here.
@@ -77,38 +62,30 @@ class PrefixFills:
         step = self._block_size // HASH_TOKENS
         end = num_tokens // self._block_size * step
         block_hashes = tuple(prefix_hashes[step - 1 : end : step])
-        with self._changed:
+        with self._lock:
             found, lacking = self._look_up(block_hashes)
             num_taken = len(lacking) + self._pool.count_cached(found)
             has_room = num_taken <= self._pool.num_available_blocks
             if not lacking or not has_room or self._is_pool_promised():
                 return None
-            self._pool.retain(found)
-            taken = self._pool.allocate(len(lacking))
+            hold = BlockHold()
+            self._holds.retain(hold, found)
+            taken = self._holds.allocate(hold, len(lacking))
             assert taken is not None, "the pool lacks blocks that it had"
-            missing = stretches_of(zip(lacking, taken, strict=True))
-            fill = PrefixFill(block_hashes, missing, tuple(found))
-            self._open.add(fill)
-            return fill
+            return PrefixFill(block_hashes, stretches_of(zip(lacking, taken, strict=True)), hold)
 
     def finish(self, fill: PrefixFill) -> None:
         """Its missing blocks are filled: the prefix is in the cache."""
-        with self._changed:
+        with self._lock:
             for run in fill.missing:
                 hashes = fill.block_hashes[run.first_block :]
                 for block_id, prefix in zip(run.block_ids, hashes, strict=False):
                     self._pool.name(block_id, (run.group_id, prefix))
-            self._end(fill)
+            self._holds.release(fill.hold)
 
     def abandon(self, fill: PrefixFill) -> None:
         """Nothing will come of it. No read may be in flight into its blocks any more."""
-        with self._changed:
-            self._end(fill)
-
-    def _end(self, fill: PrefixFill) -> None:
-        self._open.remove(fill)
-        self._pool.release(fill.block_ids)
-        self._changed.notify_all()
+        self._holds.release(fill.hold)
 
     def _look_up(self, block_hashes: Sequence[bytes]) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of the blocks that are here, and (group, number) of those that are not."""

@@ -31,6 +31,7 @@ from pdray.core.placement import (
 from pdray.core.request import Request, RequestState, TokenChunk
 from pdray.frontend.controller_client import ControllerClient
 from pdray.frontend.live_request import LiveRequest
+from pdray.frontend.prefix_names import PrefixNames
 from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenDelta, TokenStream
 from pdray.link.connection import Connection
@@ -95,12 +96,12 @@ class Frontend:
             next_index=len(request.output_token_ids),
             max_unread_tokens=self._max_unread_tokens,
         )
-        live = LiveRequest(request, stream, timing)
+        live = LiveRequest(request, stream, timing, PrefixNames(request))
         outcome = Outcome.CANCELLED
         self._live[request.request_id] = live
         try:
             check_fits(request, await self._controller.limits())
-            await self._submit(live, await self._place(request))
+            await self._submit(live, await self._place(live))
             while True:
                 delta = await stream.read()
                 if delta.finish_reason is not None:
@@ -114,11 +115,13 @@ class Frontend:
         finally:
             self._end(live, outcome)
 
-    async def _place(self, request: Request) -> Placement:
+    async def _place(self, live: LiveRequest) -> Placement:
+        request = live.request
         ask = PlacementAsk(
             request_id=request.request_id,
             num_prompt_tokens=request.num_prompt_tokens,
             max_tokens=request.sampling.max_tokens,
+            prefix_names=live.names.names,
         )
         (answer,) = await self._controller.place([ask])
         if isinstance(answer, Queued):
@@ -155,6 +158,7 @@ class Frontend:
                 request=live.request,
                 attempt=live.stream.attempt,
                 decode_candidates=tuple(candidates),
+                prefix_source=placement.prefix_source,
             ),
         )
 
@@ -188,7 +192,7 @@ class Frontend:
         live.is_released = True
         if not live.stream.is_finished:
             live.cancel()
-        self._controller.finished([live.request.request_id])
+        self._controller.finished([live.request.request_id], live.kept)
 
     def _hello(self) -> Hello:
         return Hello(

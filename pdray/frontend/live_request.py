@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pdray.core.errors import PdrayError, WorkerLostError
+from pdray.core.placement import KeptPrefix
 from pdray.core.request import Request, RequestState, WorkerId
+from pdray.frontend.prefix_names import PrefixNames
 from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenStream
 from pdray.link.connection import Connection
@@ -24,6 +26,7 @@ class LiveRequest:
     request: Request
     stream: TokenStream
     timing: RequestTiming
+    names: PrefixNames
     state: RequestState = RequestState.QUEUED
     links: dict[str, Connection] = field(default_factory=dict)
     prefill_id: str | None = None
@@ -36,6 +39,14 @@ class LiveRequest:
     @property
     def key(self) -> tuple[str, int]:
         return self.request.request_id, self.stream.attempt
+
+    @property
+    def kept(self) -> list[KeptPrefix]:
+        """What is left of it in the prefix cache of the worker that made its newest token."""
+        worker_id = self.decode_id if self.has_decoded else self.prefill_id
+        if worker_id is None or not self.stream.token_ids:
+            return []
+        return self.names.kept_by(WorkerId(worker_id), self.stream.token_ids)
 
     def is_linked_by(self, connection: Connection) -> bool:
         return self.links.get(connection.peer_id) is connection

@@ -28,10 +28,12 @@ class TokenStream:
 
     Chunks come from two workers over two links, so decode's first may overtake prefill's only
     one; doubled ones are dropped. ``max_unread_tokens`` bounds what a slow reader may leave.
+    ``token_ids`` are all that have come in this attempt, read or not.
     """
 
     def __init__(self, *, attempt: int, next_index: int, max_unread_tokens: int) -> None:
         self.attempt = attempt
+        self.token_ids: list[int] = []
         self._next_index = next_index
         self._max_unread_tokens = max_unread_tokens
         self._early: dict[int, TokenChunk] = {}
@@ -62,6 +64,7 @@ class TokenStream:
         self._early[chunk.index] = chunk
         num_new = 0
         while (ready := self._early.pop(self._next_index, None)) is not None:
+            self.token_ids += ready.token_ids
             self._unread += ready.token_ids
             self._unread_logprobs += ready.logprobs or ()
             if ready.prompt_logprobs is not None:

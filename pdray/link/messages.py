@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from pdray.core.handoff import Handoff, Watermark
-from pdray.core.placement import WorkerAddress
+from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -24,11 +24,13 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt of a request, and where its decode may run, best first."""
+    """One attempt of a request, and where its decode may run, best first. ``prefix_source`` may
+    have KV of its prompt."""
 
     request: Request
     attempt: int
     decode_candidates: tuple[WorkerAddress, ...]
+    prefix_source: PrefixSource | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -126,6 +128,25 @@ class Acknowledge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     failure: str | None
 
 
+class Borrow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Worker to worker: lend me what your prefix cache has of the prefix that these name, one hash
+    for every 16 tokens. Of use are whole blocks of ``block_size`` tokens. ``number`` comes back
+    with the answer."""
+
+    number: int
+    prefix_hashes: tuple[bytes, ...]
+    block_size: int
+
+
+class Lent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The answer to Borrow: what may be read, for ``lease_s`` from when it was asked for; None
+    where there is nothing."""
+
+    number: int
+    lease_s: float
+    watermark: Watermark | None
+
+
 Message = (
     Hello
     | Submit
@@ -141,4 +162,6 @@ Message = (
     | Publish
     | Withdraw
     | Acknowledge
+    | Borrow
+    | Lent
 )

@@ -182,6 +182,21 @@ class WorkerMetrics:
         self._prefix_hits = total(
             "pdray_prefix_cache_hits", "Prompt tokens found there, so not computed."
         )
+        borrows = Counter(
+            "pdray_prefix_borrows",
+            "Times that a prefix was asked of another worker, by what came of it.",
+            [*names, "outcome"],
+            registry=registry,
+        )
+        self._filled_borrows, self._vain_borrows = (
+            borrows.labels(*values, outcome) for outcome in ("filled", "vain")
+        )
+        self._borrowed_tokens = Counter(
+            "pdray_prefix_borrowed_tokens",
+            "Prompt tokens whose KV came out of another worker's prefix cache.",
+            names,
+            registry=registry,
+        ).labels(*values)
         self._evictions = total(
             "pdray_prefix_cache_evicted_blocks", "Cached KV blocks given to others."
         )
@@ -313,6 +328,15 @@ class WorkerMetrics:
         self._transfer_blocks.labels(*labels).inc(num_blocks)
         self._transfer_bytes.labels(*labels).inc(num_bytes)
         self._hidden_bytes.labels(*labels).inc(num_bytes if is_hidden else 0)
+
+    def prefix_borrowed(self, num_tokens: int) -> None:
+        """So many that were not in this prefix cache are there now, from another."""
+        self._filled_borrows.inc()
+        self._borrowed_tokens.inc(num_tokens)
+
+    def prefix_not_borrowed(self) -> None:
+        """It was asked for, and has not come."""
+        self._vain_borrows.inc()
 
     def blocks_found(self, *, num_blocks: int, block_bytes: int) -> None:
         """Of a prompt whose KV has come, so many blocks did not have to."""

@@ -70,10 +70,19 @@ class Lending:
         published under it then."""
         if not self._table.accept(lease_id, self._clock.now()):
             return False
-        self._loans[lease_id] = _Loan(reader)
+        self._begin(lease_id, _Loan(reader))
+        return True
+
+    def _begin(self, lease_id: str, loan: _Loan) -> None:
+        self._loans[lease_id] = loan
         # The owner polls from here on: the reader's first read makes the connection.
         self._transfer.begin_lending()
-        return True
+
+    def grant(self, lease_id: str, reader: Connection, hold: BlockHold) -> None:
+        """A lease on all that it will ever be good for, to a reader who has asked for that."""
+        self.offer(lease_id, reader)
+        self._table.accept(lease_id, self._clock.now())
+        self._begin(lease_id, _Loan(reader, hold))
 
     def publish(
         self, lease_id: str, sequence: Sequence, ready_tokens: int, first_token_id: int | None

@@ -13,13 +13,14 @@ import math
 
 from pdray.core.clock import Clock
 from pdray.core.errors import LinkError
-from pdray.core.placement import WorkerAddress
+from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import SequenceOutput
 from pdray.engine.sequence import Sequence
 from pdray.link.messages import DecodeLost, OfferReply, Submission
 from pdray.worker.attempts import AttemptTable
+from pdray.worker.borrowing import Borrowing
 from pdray.worker.lending import Lending
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
@@ -33,6 +34,8 @@ RETRY_S = 0.02
 PATIENCE = 10
 """Rounds that later prompts may overtake a refused one; then none passes it any more, so that
 a long prompt cannot starve behind short ones."""
+BORROW_S = 2.0
+"""How long a prompt is held up for KV that another worker may have of it."""
 SEEK_S = 30.0
 """How long a prompt that has lost its reader looks for another that has room for it."""
 
@@ -47,6 +50,7 @@ class Prefilling:
         max_tokens_per_step: int,
         engine: Engine,
         offering: Offering,
+        borrowing: Borrowing,
         lending: Lending,
         outbox: Outbox,
         attempts: AttemptTable,
@@ -58,6 +62,7 @@ class Prefilling:
         self._lookahead_tokens = 2 * max_tokens_per_step
         self._engine = engine
         self._offering = offering
+        self._borrowing = borrowing
         self._lending = lending
         self._outbox = outbox
         self._attempts = attempts
@@ -91,6 +96,29 @@ class Prefilling:
         limit = self._engine.max_sequence_tokens
         if prompt.num_tokens > limit:
             self._fail(prompt, f"{prompt.num_tokens} tokens do not fit; accepted: up to {limit}")
+        elif submission.prefix_source is not None and not sequence.scores_prompt:
+            self._borrow(prompt, submission.prefix_source)
+
+    def _borrow(self, prompt: Prompt, source: PrefixSource) -> None:
+        """What another worker should have of its KV comes while it waits."""
+        self._engine.prefix_cache.hash(prompt.sequence)
+        hashes = tuple(prompt.sequence.prefix_hashes)
+        if self._borrowing.is_worthwhile(source, hashes):
+            prompt.is_borrowing = True
+            self._tasks.start(self._await_borrowed(prompt, source, hashes))
+
+    async def _await_borrowed(
+        self, prompt: Prompt, source: PrefixSource, hashes: tuple[bytes, ...]
+    ) -> None:
+        # What comes later is found by those that come later.
+        asyncio.get_running_loop().call_later(BORROW_S, self._end_borrowing, prompt)
+        await self._borrowing.borrow(source, hashes)
+        self._end_borrowing(prompt)
+
+    def _end_borrowing(self, prompt: Prompt) -> None:
+        if prompt.is_borrowing:
+            prompt.is_borrowing = False
+            self.pump()
 
     def pump(self) -> None:
         """Starts the prompts that are about to run, in order of arrival."""
@@ -99,7 +127,7 @@ class Prefilling:
         for prompt in list(self._waiting):
             if num_ahead >= self._lookahead_tokens or prompt.number > last_number:
                 return
-            if prompt.is_resting:
+            if prompt.is_resting or prompt.is_borrowing:
                 continue
             if not self._engine.allocate(prompt.sequence, prompt.num_tokens):
                 return

@@ -44,6 +44,7 @@ class Prompt:
     seek_until: float = math.inf
     num_refusals: int = 0
     is_resting: bool = False
+    is_borrowing: bool = False
     is_cancelled: bool = False
 
     @property

@@ -18,6 +18,7 @@ from pdray.transfer.transfer_thread import TransferThread
 from pdray.worker.attempts import AttemptTable
 from pdray.worker.decoding import Decoding
 from pdray.worker.outbox import Outbox
+from pdray.worker.readable_peers import ReadablePeers
 from pdray.worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Pulling:
         *,
         engine: Engine,
         transfer: TransferThread,
+        readable: ReadablePeers,
         attempts: AttemptTable,
         metrics: WorkerMetrics,
         transport: str,
@@ -87,6 +89,7 @@ class Pulling:
         self._decoding = decoding
         self._tasks = tasks
         self._transfer = transfer
+        self._readable = readable
         self._attempts = attempts
         self._metrics = metrics
         self._transport = transport
@@ -94,7 +97,6 @@ class Pulling:
         self._outbox = outbox
         self._clock = clock
         self._pulls: dict[str, Pull] = {}
-        self._readable: set[Connection] = set()
 
     @property
     def num_active(self) -> int:
@@ -122,19 +124,10 @@ class Pulling:
         if not self._attempts.begin(request.request_id, handoff.attempt, handoff.frontend_id):
             self._engine.release(sequence)
             return reply("the attempt was cancelled", is_final=True)
-        self._make_readable(owner)
+        self._readable.add(owner)
         deadline = self._clock.now() + handoff.lease_s / 2
         self._pulls[handoff.lease_id] = Pull(handoff, owner, sequence, deadline)
         return reply(None)
-
-    def _make_readable(self, owner: Connection) -> None:
-        """Tells the transport of a peer's memory, once for each life of its link."""
-        description = owner.peer_hello.transfer_description
-        if owner in self._readable or description is None:
-            return
-        self._readable.add(owner)
-        added = self._transfer.add_peer(owner.peer_id, description)
-        added.add_done_callback(lambda done: log_failure(owner.peer_id, done.exception()))
 
     def on_publish(self, watermark: Watermark) -> None:
         pull = self._pulls.get(watermark.lease_id)
@@ -238,9 +231,6 @@ class Pulling:
 
     def on_owner_lost(self, owner: Connection) -> None:
         """The prefill worker is gone: nothing more will come of its handoffs."""
-        if owner in self._readable:
-            self._readable.discard(owner)
-            self._transfer.remove_peer(owner.peer_id)
         for pull in list(self._pulls.values()):
             if pull.owner is owner:
                 self._fail(pull, f"prefill worker {owner.peer_id} was lost during the handoff")
@@ -267,9 +257,3 @@ class Pulling:
         self._outbox.fail(handoff.frontend_id, handoff.request.request_id, handoff.attempt, reason)
         self._give_up(pull, reason)
         self._settle(pull)
-
-
-def log_failure(peer_id: str, error: BaseException | None) -> None:
-    """Its pulls will fail with the same words; this says it once, where it began."""
-    if error is not None:
-        logger.error("the KV memory of %s cannot be read: %s", peer_id, error)

@@ -20,9 +20,11 @@ from pdray.link.connection import Connection
 from pdray.link.messages import (
     WIRE_VERSION,
     Acknowledge,
+    Borrow,
     Cancel,
     DecodeLost,
     Hello,
+    Lent,
     Message,
     Offer,
     OfferReply,
@@ -37,6 +39,7 @@ from pdray.link.server import LinkServer
 from pdray.metrics.prometheus import WorkerMetrics
 from pdray.transfer.transfer_thread import TransferThread
 from pdray.worker.attempts import AttemptTable
+from pdray.worker.borrowing import Borrowing
 from pdray.worker.config import WorkerConfig
 from pdray.worker.decoding import Decoding
 from pdray.worker.engine_thread import EngineThread
@@ -44,8 +47,10 @@ from pdray.worker.lending import Lending
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
 from pdray.worker.prefilling import Prefilling
+from pdray.worker.prefix_lending import PrefixLending
 from pdray.worker.pulling import Pulling
 from pdray.worker.ranks import make_transport
+from pdray.worker.readable_peers import ReadablePeers
 from pdray.worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
@@ -85,11 +90,28 @@ class Worker:
             peers=self._peers,
             lending=self._lending,
         )
+        self._prefix_lending = PrefixLending(
+            worker_id=config.worker_id,
+            lease_s=config.lease_s,
+            engine=engine,
+            lending=self._lending,
+        )
+        self._readable = ReadablePeers(self._transfer)
+        self._borrowing = Borrowing(
+            engine=engine,
+            transfer=self._transfer,
+            peers=self._peers,
+            readable=self._readable,
+            metrics=self.metrics,
+            transport=config.transport,
+            clock=self._clock,
+        )
         self._prefilling = Prefilling(
             worker_id=config.worker_id,
             max_tokens_per_step=config.engine.max_tokens_per_step,
             engine=engine,
             offering=self._offering,
+            borrowing=self._borrowing,
             lending=self._lending,
             outbox=self._outbox,
             attempts=self._attempts,
@@ -107,6 +129,7 @@ class Worker:
             decoding=self._decoding,
             tasks=self._tasks,
             transfer=self._transfer,
+            readable=self._readable,
             attempts=self._attempts,
             metrics=self.metrics,
             transport=config.transport,
@@ -256,6 +279,10 @@ class Worker:
                 self._pulling.withdraw(connection, message.lease_id)
             case Acknowledge():
                 self._lending.on_acknowledge(message)
+            case Borrow():
+                connection.send(self._prefix_lending.lend(connection, message))
+            case Lent():
+                self._borrowing.on_lent(connection, message)
             case _:
                 logger.warning("unexpected %s from %s", type(message).__name__, connection.peer_id)
 
@@ -291,6 +318,8 @@ class Worker:
         if self._outbox.detach(connection):
             for request_id, attempt in self._attempts.of_frontend(connection.peer_id):
                 self._cancel(request_id, attempt)
+        self._readable.on_lost(connection)
+        self._borrowing.on_lost(connection)
         self._pulling.on_owner_lost(connection)
         self._lending.on_reader_lost(connection)
         self._offering.on_reader_lost(connection)

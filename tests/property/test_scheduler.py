@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pdray.engine.block_needs import first_needed_block, max_sequence_tokens, num_blocks_of
+from pdray.engine.holds import BlockHold, Holds
 from pdray.engine.prefix_fill import PrefixFill, PrefixFills
 from pdray.engine.scheduler import StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
@@ -64,12 +65,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             block_size=BLOCK_SIZE,
             limit=240,
         )
+        lock = threading.Condition()
+        self.holds = Holds(self.pool, lock)
         self.fills = PrefixFills(
             groups=self.groups,
             block_size=BLOCK_SIZE,
             pool=self.pool,
+            holds=self.holds,
             is_pool_promised=lambda: self.scheduler.is_pool_promised,
-            changed=threading.Condition(),
+            lock=lock,
         )
         self.filling: list[tuple[Sequence, PrefixFill]] = []
         self.live: list[Sequence] = []
@@ -224,13 +228,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pool.check_integrity()
         held: set[int] = set()
         own: list[int] = []
-        fills = [fill for _, fill in self.filling]
-        assert self.fills.block_ids == {id_ for fill in fills for id_ in fill.block_ids}
-        for each in [*self.live, *self.lent, *self.reserved, *fills]:
+        for each in [*self.live, *self.lent, *self.reserved, *self.fill_holds()]:
             held |= set(each.block_ids)
             own += [id_ for id_ in each.block_ids if id_ not in self.pool.index]
         assert len(held) == self.pool.num_held_blocks
         assert len(own) == len(set(own)), "a block that nobody may find has two holders"
+
+    def fill_holds(self) -> list[BlockHold]:
+        return [fill.hold for _, fill in self.filling]
 
     @invariant()
     def queues_hold_the_live(self) -> None:

@@ -1,0 +1,44 @@
+"""Whose memory the transport can read: that of peers whose blocks were asked for, while a link to
+them is up."""
+
+from __future__ import annotations
+
+import logging
+
+from pdray.link.connection import Connection
+from pdray.transfer.transfer_thread import TransferThread
+
+logger = logging.getLogger(__name__)
+
+
+class ReadablePeers:
+    """Tells the transport of each peer once in the life of its links, which are one each way at
+    most."""
+
+    def __init__(self, transfer: TransferThread) -> None:
+        self._transfer = transfer
+        self._links: dict[str, set[Connection]] = {}
+
+    def add(self, link: Connection) -> None:
+        description = link.peer_hello.transfer_description
+        if description is None:
+            return
+        links = self._links.setdefault(link.peer_id, set())
+        if not links:
+            added = self._transfer.add_peer(link.peer_id, description)
+            added.add_done_callback(lambda done: log_failure(link.peer_id, done.exception()))
+        links.add(link)
+
+    def on_lost(self, link: Connection) -> None:
+        links = self._links.get(link.peer_id, set())
+        if link in links:
+            links.remove(link)
+            if not links:
+                del self._links[link.peer_id]
+                self._transfer.remove_peer(link.peer_id)
+
+
+def log_failure(peer_id: str, error: BaseException | None) -> None:
+    """Its pulls will fail with the same words; this says it once, where it began."""
+    if error is not None:
+        logger.error("the KV memory of %s cannot be read: %s", peer_id, error)
