@@ -64,6 +64,22 @@ async def test_the_bytes_that_move_are_those_of_all_ranks(tiny_model_path: Path)
     assert moved[0] == moved[1] > 0
 
 
+async def test_the_next_turn_begins_where_the_last_one_ended(tmp_path: Path) -> None:
+    save_family("gemma3_groups", tmp_path)
+    (history,) = random_prompts([100])
+    config = config_of(tmp_path, prefill=TWO, decode=TWO)
+    async with LocalCluster(config, tmp_path) as cluster:
+        history += await tokens_of(cluster, request_of(history, 100, request_id="first"))
+        history.append(7)
+        stream = cluster.frontend.generate(request_of(history, NUM_TOKENS, request_id="second"))
+        deltas = [delta async for delta in stream]
+        await until_idle(cluster)
+    assert deltas[0].num_cached_tokens == 192
+    tokens = [token_id for delta in deltas for token_id in delta.token_ids]
+    expected = Reference(tmp_path).generate(history, NUM_TOKENS)
+    assert_equal_up_to_ties("gemma3_groups, second turn", [tokens], [expected])
+
+
 @pytest.mark.parametrize("pool", ["prefill", "decode"])
 async def test_a_killed_rank_ends_its_worker_with_a_clear_error(
     tiny_model_path: Path, pool: str

@@ -303,3 +303,40 @@ async def test_a_place_is_given_back_when_all_tokens_have_come_read_or_not(scene
     await until(lambda: scene.controller.finished_ids == ["r"])
     await stream.aclose()
     assert scene.controller.finished_ids == ["r"]
+
+
+async def test_what_a_request_leaves_is_told_with_its_end(scene: Scene) -> None:
+    request = request_of([5] * 30)
+    stream = scene.frontend.generate(request)
+    first = asyncio.ensure_future(anext(stream))
+    link, submission = await scene.submitted()
+    assert submission.prefix_source is None
+    link.send(tokens(0, 11, decode_id="d1"))
+    await first
+    (await link_of(scene.decodes[0])).send(tokens(1, 12, 13, is_last=True))
+    await until(lambda: scene.controller.finished_ids == ["r"])
+    await stream.aclose()
+    # 32 tokens have their KV: the prompt's 30, and all outputs but the newest.
+    assert [(each.num_tokens, each.worker_id) for each in scene.controller.kept] == [
+        (16, "d1"),
+        (32, "d1"),
+    ]
+
+
+async def test_a_cancelled_request_leaves_what_it_had_and_one_without_a_token_nothing(
+    scene: Scene,
+) -> None:
+    for has_token in (False, True):
+        stream = scene.frontend.generate(request_of([5] * 30))
+        first = asyncio.ensure_future(anext(stream))
+        link, _ = await scene.submitted()
+        if has_token:
+            link.send(tokens(0, 11, decode_id="d1"))
+            await first
+        else:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        await stream.aclose()
+        await scene.prefill.receive(Cancel)
+        # Nothing of it was decoded: the prefill worker made its newest token.
+        assert [each.worker_id for each in scene.controller.kept] == ["p"] * has_token
