@@ -96,11 +96,24 @@ class Prefilling:
         limit = self._engine.max_sequence_tokens
         if prompt.num_tokens > limit:
             self._fail(prompt, f"{prompt.num_tokens} tokens do not fit; accepted: up to {limit}")
-        elif submission.prefix_source is not None and not sequence.scores_prompt:
-            self._borrow(prompt, submission.prefix_source)
+        elif not sequence.scores_prompt:
+            prompt.prefix_source = submission.prefix_source
+
+    def _borrow_ahead(self) -> None:
+        """While the next prompts wait, what others have of their KV comes: for the first, and for no
+        more than fit here together, or it would be evicted again before they run."""
+        layout = self._engine.layout
+        max_tokens = self._engine.pool.num_blocks // len(layout.groups) * layout.block_size
+        num_tokens = 0
+        for prompt in self._waiting:
+            num_tokens += prompt.num_tokens
+            if num_tokens > max_tokens and prompt is not self._waiting[0]:
+                return
+            source, prompt.prefix_source = prompt.prefix_source, None
+            if source is not None:
+                self._borrow(prompt, source)
 
     def _borrow(self, prompt: Prompt, source: PrefixSource) -> None:
-        """What another worker should have of its KV comes while it waits."""
         self._engine.prefix_cache.hash(prompt.sequence)
         hashes = tuple(prompt.sequence.prefix_hashes)
         if self._borrowing.is_worthwhile(source, hashes):
@@ -122,6 +135,7 @@ class Prefilling:
 
     def pump(self) -> None:
         """Starts the prompts that are about to run, in order of arrival."""
+        self._borrow_ahead()
         num_ahead = self._ahead_tokens()
         last_number = self._last_number()
         for prompt in list(self._waiting):

@@ -6,7 +6,7 @@ import enum
 import math
 from dataclasses import dataclass, field
 
-from pdray.core.placement import WorkerAddress
+from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.engine.sequence import Sequence
 from pdray.link.messages import Submission
@@ -44,6 +44,8 @@ class Prompt:
     seek_until: float = math.inf
     num_refusals: int = 0
     is_resting: bool = False
+    prefix_source: PrefixSource | None = None
+    """To be asked when its turn is near."""
     is_borrowing: bool = False
     is_cancelled: bool = False
 

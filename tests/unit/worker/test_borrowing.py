@@ -216,3 +216,25 @@ async def test_what_a_cancelled_prompt_has_borrowed_stays_for_others(scene: Scen
     await until(scene.is_empty)
     await submit(scene, prompt("next"), None)
     assert await num_cached(scene, "next") == NUM_BLOCKS * 16
+
+
+async def test_no_more_is_borrowed_ahead_than_fits_together(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker holds 256 tokens. The third prompt runs at once: nobody else can."""
+    monkeypatch.setattr(borrowing, "ANSWER_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(prefilling, "BORROW_S", 20.0)
+    source = await scene.other.listen()
+    for number in range(3):
+        request = request_of([number + 5] * NUM_TOKENS, 1, request_id=f"{number}")
+        await submit(scene, request, source)
+    link, first = await asked(scene.other)
+    _, second = await asked(scene.other)
+    assert await num_cached(scene, "2") == 0
+    assert scene.other._received.empty()
+    link.send(lent(first))
+    assert await acknowledged(scene.other) is None
+    assert await num_cached(scene, "0") == NUM_BLOCKS * 16
+    link.send(lent(second))
+    assert await acknowledged(scene.other) is None
+    assert await num_cached(scene, "1") == NUM_BLOCKS * 16
