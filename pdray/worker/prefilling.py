@@ -100,8 +100,8 @@ class Prefilling:
             prompt.prefix_source = submission.prefix_source
 
     def _borrow_ahead(self) -> None:
-        """While the next prompts wait, what others have of their KV comes: for the first, and for no
-        more than fit here together, or it would be evicted again before they run."""
+        """While the next prompts wait, what others have of their KV comes: for the first, and for
+        no more than fit here together, or it would be evicted again before they run."""
         layout = self._engine.layout
         max_tokens = self._engine.pool.num_blocks // len(layout.groups) * layout.block_size
         num_tokens = 0
