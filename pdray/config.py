@@ -6,13 +6,16 @@ that span several keys (``pdray/config_checks.py``).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -20,6 +23,7 @@ from pdray import __version__
 from pdray.config_checks import problems_of
 from pdray.config_report import config_error, require_mapping, validation_problems
 from pdray.config_yaml import read_yaml
+from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
 
@@ -42,10 +46,10 @@ def parse_size(value: object) -> object:
 
 
 def _mode(value: str) -> str:
-    if value in {"soft", "service", "auto"}:
-        raise ValueError("not in this version, comes later; accepted: pooled")
-    if value != "pooled":
-        raise ValueError("accepted: pooled")
+    if value in {"soft", "auto"}:
+        raise ValueError("not in this version, comes later; accepted: pooled, service")
+    if value not in {"pooled", "service"}:
+        raise ValueError("accepted: pooled, service")
     return value
 
 
@@ -66,11 +70,19 @@ def _matching(pattern: str, accepted: str) -> Callable[[str], str]:
     return check
 
 
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("should be a URL such as http://10.0.0.7:8000/prefill")
+    return value.rstrip("/")
+
+
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 BlockSize = Annotated[int, AfterValidator(_block_size)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+FilePath = Annotated[str, Field(min_length=1)]
 Device = Annotated[
     str, AfterValidator(_matching(r"cpu|cuda(:\d+)?", "accepted: cpu, cuda, cuda:N"))
 ]
@@ -171,8 +183,18 @@ class ServeConfig(Section):
     max_ongoing_requests: Count = 1024
     slow_reader_tokens: Count = 4096
     startup_timeout_s: Seconds = 600.0
-    keys_file: Annotated[str, Field(min_length=1)] | None = None
+    keys_file: FilePath | None = None
     allow_anonymous: bool = False
+    prefill_url: Annotated[str, AfterValidator(_url)] | None = None
+
+
+class HandlesConfig(Section):
+    """KV handles, of ``mode: service``. ``lease_s`` and ``max_fraction`` are a prefill
+    application's."""
+
+    secret_file: FilePath | None = None
+    lease_s: Seconds = 60.0
+    max_fraction: Fraction = 0.5
 
 
 class PdrayConfig(Section):
@@ -187,6 +209,7 @@ class PdrayConfig(Section):
     slo: SloConfig = SloConfig()
     transfer: TransferConfig = TransferConfig()
     controller: ControllerConfig = ControllerConfig()
+    handles: HandlesConfig = HandlesConfig()
     serve: ServeConfig = ServeConfig()
 
     @property
@@ -197,6 +220,14 @@ class PdrayConfig(Section):
         if self.model == DEMO_MODEL:
             return DEMO_MODEL_NAME
         return Path(self.model).name.removesuffix(".gguf")
+
+    @property
+    def phases(self) -> Role:
+        """What this application does: both, or in ``mode: service`` what its pools are for."""
+        if self.mode != "service":
+            return Role.MIXED
+        roles = [Role.parse(pool.role) for pool in self.pools.values()]
+        return functools.reduce(operator.or_, roles)
 
     @property
     def generation(self) -> str:
@@ -256,11 +287,18 @@ def load_config(path: str | Path) -> PdrayConfig:
     """Reads and checks a YAML file; raises ConfigError. The files that it names by relative paths
     are looked for beside it."""
     config = parse_config(read_yaml(Path(path)), str(path))
-    keys_file = config.serve.keys_file
-    if keys_file is None:
-        return config
-    found = str((Path(path).parent / Path(keys_file).expanduser()).absolute())
-    return config.model_copy(update={"serve": config.serve.model_copy(update={"keys_file": found})})
+
+    def beside(name: str | None) -> str | None:
+        return name and str((Path(path).parent / Path(name).expanduser()).absolute())
+
+    serve = {"keys_file": beside(config.serve.keys_file)}
+    handles = {"secret_file": beside(config.handles.secret_file)}
+    return config.model_copy(
+        update={
+            "serve": config.serve.model_copy(update=serve),
+            "handles": config.handles.model_copy(update=handles),
+        }
+    )
 
 
 def cache_dir() -> Path:

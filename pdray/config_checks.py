@@ -21,7 +21,7 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
     return [
         *_names(config),
         *_node_groups(config),
-        *_roles(config),
+        *(_phases(config) if config.mode == "service" else _roles(config)),
         *_engines(config),
         *_alike(config),
         *_tenants(config),
@@ -49,6 +49,12 @@ def _node_groups(config: PdrayConfig) -> Iterator[Problem]:
 
 
 def _roles(config: PdrayConfig) -> Iterator[Problem]:
+    for key, value in (
+        ("handles.secret_file", config.handles.secret_file),
+        ("serve.prefill_url", config.serve.prefill_url),
+    ):
+        if value is not None:
+            yield Problem(key=key, value=value, accepted="leave it out, but in mode service")
     roles = {name: Role.parse(pool.role) for name, pool in config.pools.items()}
     for need in (Role.PREFILL, Role.DECODE):
         if not any(need in role for role in roles.values()):
@@ -58,6 +64,30 @@ def _roles(config: PdrayConfig) -> Iterator[Problem]:
                 value={name: pool.role for name, pool in config.pools.items()},
                 accepted=f"mode pooled needs a pool with role {word} or mixed",
             )
+
+
+def _phases(config: PdrayConfig) -> Iterator[Problem]:
+    """Of an application that has one of the phases alone."""
+    if config.phases not in (Role.PREFILL, Role.DECODE):
+        yield Problem(
+            key="pools",
+            value={name: pool.role for name, pool in config.pools.items()},
+            accepted="mode service needs pools of one role, prefill or decode: the other phase is "
+            "an application of its own",
+        )
+    if config.handles.secret_file is None:
+        yield Problem(
+            key="handles.secret_file",
+            value=None,
+            accepted="mode service needs a file with a secret that both applications have: "
+            "openssl rand -hex 32 > FILE",
+        )
+    if config.serve.prefill_url is not None and config.phases is Role.PREFILL:
+        yield Problem(
+            key="serve.prefill_url",
+            value=config.serve.prefill_url,
+            accepted="leave it out here: it tells a decode application where this one is",
+        )
 
 
 def _pairs(config: PdrayConfig) -> Iterator[tuple[str, str, EngineSettings]]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from pdray.config import PdrayConfig
 from pdray.control.controller import ControlConfig, ControlPlane
 from pdray.core.clock import WallClock
+from pdray.core.cluster_secret import newest_secret
 from pdray.core.errors import UnavailableError
 from pdray.core.placement import (
     KeptPrefix,
@@ -27,6 +28,7 @@ from pdray.core.snapshot import Role
 from pdray.frontend.frontend import Frontend
 from pdray.policy.placement import PLACEMENT
 from pdray.worker.config import WorkerConfig
+from pdray.worker.parked_table import ParkingLimits
 from pdray.worker.worker import Worker, build_worker
 
 SNAPSHOT_S = 0.05
@@ -89,18 +91,22 @@ class LocalCluster:
     Every worker loads the model for itself, as it would elsewhere.
     """
 
-    def __init__(self, config: PdrayConfig, model_path: Path) -> None:
+    def __init__(
+        self, config: PdrayConfig, model_path: Path, *, frontend_id: str = "local"
+    ) -> None:
+        """Two clusters whose workers meet need a ``frontend_id`` each."""
         self._config = config
         self.plane = ControlPlane(
             ControlConfig(
                 max_queued_requests=config.controller.max_queued_requests,
                 queue_timeout_s=config.controller.queue_timeout_s,
+                phases=config.phases,
             ),
             PLACEMENT.get(config.controller.placement)(),
         )
-        self.controller = LocalController("local", self.plane)
+        self.controller = LocalController(frontend_id, self.plane)
         self.frontend = Frontend(
-            "local", self.controller, max_unread_tokens=config.serve.slow_reader_tokens
+            frontend_id, self.controller, max_unread_tokens=config.serve.slow_reader_tokens
         )
         self.workers = [
             build_worker(worker_config)
@@ -156,6 +162,10 @@ def local_worker_configs(config: PdrayConfig, model_path: Path) -> list[WorkerCo
             engine=config.engine_config(pool_name, pool.node_groups[0], model_path),
             transport=config.transfer.transport,
             lease_s=config.transfer.lease_s,
+            secret=newest_secret(config.handles.secret_file),
+            parking=ParkingLimits(
+                lease_s=config.handles.lease_s, max_fraction=config.handles.max_fraction
+            ),
         )
         for pool_name, pool in config.pools.items()
         for index in range(pool.replicas)

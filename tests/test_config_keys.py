@@ -43,6 +43,9 @@ KEYS = [
     "controller.queue_timeout_s",
     "controller.worker_lease_s",
     "controller.unused_exit_s",
+    "handles.secret_file",
+    "handles.lease_s",
+    "handles.max_fraction",
     "serve.application",
     "serve.host",
     "serve.port",
@@ -53,6 +56,7 @@ KEYS = [
     "serve.startup_timeout_s",
     "serve.keys_file",
     "serve.allow_anonymous",
+    "serve.prefill_url",
 ]
 
 

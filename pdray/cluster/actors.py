@@ -111,8 +111,10 @@ class WorkerActor:
         return info
 
     def _build(self) -> Worker:
+        from pdray.core.cluster_secret import newest_secret
         from pdray.model_source import resolve_model
         from pdray.worker.config import WorkerConfig
+        from pdray.worker.parked_table import ParkingLimits
         from pdray.worker.worker import build_worker
 
         spec, config = self._spec, self._spec.config
@@ -129,6 +131,10 @@ class WorkerActor:
                 engine=config.engine_config(spec.pool, spec.node_group, model_path),
                 transport=config.transfer.transport,
                 lease_s=config.transfer.lease_s,
+                secret=newest_secret(config.handles.secret_file),
+                parking=ParkingLimits(
+                    lease_s=config.handles.lease_s, max_fraction=config.handles.max_fraction
+                ),
             )
         )
 

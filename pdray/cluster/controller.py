@@ -66,6 +66,7 @@ class ControllerActor:
             ControlConfig(
                 max_queued_requests=limits.max_queued_requests,
                 queue_timeout_s=limits.queue_timeout_s,
+                phases=config.phases,
             ),
             PLACEMENT.get(limits.placement)(),
         )
@@ -226,10 +227,12 @@ class ControllerActor:
         for frontend_id in self._frontend_texts.keys() - frontend_ids:
             del self._frontend_texts[frontend_id]
         unused_s = now - self._used_at
-        if unused_s > self._config.controller.unused_exit_s:
+        if self._takeover.is_retired:
+            # What its workers have parked may be claimed by frontends that it does not know.
+            if not frontend_ids and not self._control.holds_kv:
+                self._end_myself("retired, and its last frontend and its last lease are gone")
+        elif unused_s > self._config.controller.unused_exit_s:
             self._end_myself(f"unused for {unused_s:.0f} s")
-        elif self._takeover.is_retired and not frontend_ids:
-            self._end_myself("retired, and its last frontend is gone")
 
     def _end_myself(self, reason: str) -> None:
         logger.warning("controller ends: generation=%s %s", self._config.generation, reason)

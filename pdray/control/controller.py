@@ -181,6 +181,12 @@ class ControlPlane:
         return layout_mismatch(worker.info for worker in self._fleet.workers())
 
     @property
+    def holds_kv(self) -> bool:
+        """Whether a worker still holds blocks that somebody may come for, or is reading."""
+        snapshots = [worker.snapshot for worker in self._fleet.workers()]
+        return any(s.num_held_blocks + s.num_quarantined_blocks for s in snapshots if s is not None)
+
+    @property
     def num_queued(self) -> int:
         return self._router.num_queued
 

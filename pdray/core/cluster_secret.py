@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pdray.core.errors import ConfigError
+from pdray.core.errors import ConfigError, HandleProblem, HandleRefusedError
+from pdray.core.parked import ParkedLease
+from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 
 MIN_SECRET_CHARS = 32
+_ID_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,11 @@ class ClusterSecret:
     """No key made of it says anything about another, nor about the secret."""
 
     _secret: bytes = field(repr=False)
+
+    @property
+    def secret_id(self) -> str:
+        """Names it, and says nothing about it."""
+        return self._derive(b"id").hex()[:_ID_CHARS]
 
     @property
     def handle_key(self) -> bytes:
@@ -49,11 +57,23 @@ def read_secrets(path: Path) -> tuple[ClusterSecret, ...]:
     return tuple(ClusterSecret(secret.encode()) for secret in secrets)
 
 
-def secret_of_worker(
-    secrets: Sequence[ClusterSecret], worker_id: WorkerId, link_key: bytes
-) -> ClusterSecret | None:
-    """The secret that this worker was started with; None where it is not among them any more."""
+def newest_secret(secret_file: str | None) -> ClusterSecret | None:
+    """None where there is no file. Raises ConfigError."""
+    return None if secret_file is None else read_secrets(Path(secret_file))[0]
+
+
+def owner_of(lease: ParkedLease, secrets: Sequence[ClusterSecret]) -> WorkerAddress:
+    """Where the lease's owner can be dialled. Raises HandleRefusedError where the secret that it
+    was started with is not among these."""
     for secret in secrets:
-        if hmac.compare_digest(secret.link_key_of(worker_id), link_key):
-            return secret
-    return None
+        if secret.secret_id == lease.secret_id:
+            return WorkerAddress(
+                worker_id=lease.owner_id,
+                host=lease.owner_host,
+                port=lease.owner_port,
+                link_key=secret.link_key_of(lease.owner_id),
+            )
+    raise HandleRefusedError(
+        f"kv_handle: its worker {lease.owner_id} has a cluster secret that is not taken here",
+        problem=HandleProblem.FORGED,
+    )

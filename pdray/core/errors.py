@@ -11,6 +11,7 @@
     +-- AuthenticationError         no API key that is known here (401)
     +-- OverloadedError             past a bound (429); carries retry_after_s
     +-- UnavailableError            no worker can serve this now (503)
+    +-- PrefillRefusedError         the prefill application's own answer, which is passed on
     +-- WorkerLostError             a worker died under a request, or cut its link (503)
     +-- SlowReaderError             the client fell too far behind its own stream
     +-- UnsupportedModelError       a model that pdray cannot serve, with the reason
@@ -78,6 +79,17 @@ class OverloadedError(PdrayError):
 
 class UnavailableError(PdrayError):
     """No worker can take the request now, and waiting was not possible."""
+
+
+class PrefillRefusedError(PdrayError):
+    """What the prefill application answered in place of a handle: ``status`` and ``body`` as HTTP
+    has them, in OpenAI's shape where it was pdray that answered."""
+
+    def __init__(self, status: int, body: bytes, *, retry_after: str | None) -> None:
+        super().__init__(f"the prefill application answered {status}")
+        self.status = status
+        self.body = body
+        self.retry_after = retry_after
 
 
 class WorkerLostError(PdrayError):

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
 from typing import TypeGuard
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import (
     InvalidRequestError,
-    LinkError,
-    OverloadedError,
     PdrayError,
-    SlowReaderError,
-    UnavailableError,
-    WorkerLostError,
 )
+from pdray.core.parked import LeaseKey, ParkedPrompt
 from pdray.core.placement import (
     Placement,
     PlacementAsk,
@@ -30,7 +28,9 @@ from pdray.core.placement import (
 )
 from pdray.core.request import Request, RequestState, TokenChunk
 from pdray.frontend.controller_client import ControllerClient
+from pdray.frontend.failures import failure_of, lost, lost_worker, outcome_of, refusal_error
 from pdray.frontend.live_request import LiveRequest
+from pdray.frontend.parked_leases import ParkedLeases, lease_of
 from pdray.frontend.prefix_names import PrefixNames
 from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenDelta, TokenStream
@@ -42,6 +42,8 @@ from pdray.link.messages import (
     HandedOff,
     Hello,
     Message,
+    Parked,
+    ParkedAnswer,
     Submission,
     Submit,
     Tokens,
@@ -72,6 +74,7 @@ class Frontend:
         self._max_unread_tokens = max_unread_tokens
         self._clock = clock or WallClock()
         self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
+        self._parked = ParkedLeases(self._peers)
         self._live: dict[str, LiveRequest] = {}
         self._outgoing: dict[Connection, list[Submission]] = {}
 
@@ -83,13 +86,74 @@ class Frontend:
         """Closes all links; workers cancel what was still running."""
         await self._peers.close()
 
-    async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
+    def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         """Yields new tokens as they come; the last delta has a finish reason.
 
         Closing the generator cancels the request on all workers. Raises InvalidRequestError for
         what could never fit, OverloadedError, UnavailableError, WorkerLostError, or
         SlowReaderError when this generator was not read.
         """
+
+        async def start(live: LiveRequest) -> None:
+            await self._submit(live, await self._place(live))
+
+        return self._deltas(request, start)
+
+    async def park(self, request: Request) -> ParkedPrompt:
+        """Has the prompt computed, and kept for whoever comes for it. Cancelled, it cancels that.
+        Raises what ``generate`` does."""
+        owner: WorkerAddress | None = None
+
+        async def start(live: LiveRequest) -> None:
+            nonlocal owner
+            placement = await self._place(live)
+            owner = placement.prefill
+            await self._submit(live, placement, is_parked=True)
+
+        async with aclosing(self._deltas(request, start)) as deltas:
+            delta = await anext(deltas)
+            live = self._live[request.request_id]
+            first = live.first_chunk(delta)
+            if live.parked is None:
+                return ParkedPrompt(first=first, lease=None, lease_s=0.0)
+            assert owner is not None, "placed for decode alone"
+            lease = lease_of(live.parked, owner, live.links[owner.worker_id])
+            return ParkedPrompt(first=first, lease=lease, lease_s=live.parked.lease_s)
+
+    def resume(
+        self, request: Request, parked: ParkedPrompt, owner: WorkerAddress | None
+    ) -> AsyncGenerator[TokenDelta, None]:
+        """As ``generate``, of a request whose prompt is computed and, unless its first token has
+        ended it, parked at ``owner``. Raises HandleRefusedError, too: before the first delta."""
+
+        async def start(live: LiveRequest) -> None:
+            live.expect_first(parked.first)
+            if parked.lease is None or owner is None or live.ends_with_first:
+                live.state = live.state.advance(RequestState.PREFILLING)
+                self._push_first(live)
+                if parked.lease is not None and owner is not None:
+                    self.drop(owner, parked.lease.key)
+                return
+            placement = replace(await self._place(live), prefill=owner)
+            await self._submit(live, placement, claim=parked.lease.key)
+
+        return self._deltas(request, start)
+
+    async def renew(self, owner: WorkerAddress, key: LeaseKey) -> float:
+        """How long a parked prompt has from now on. Raises HandleRefusedError, WorkerLostError."""
+        return await self._parked.renew(owner, key)
+
+    async def release(self, owner: WorkerAddress, key: LeaseKey) -> None:
+        """Gives a parked prompt up. Raises HandleRefusedError, WorkerLostError."""
+        await self._parked.release(owner, key)
+
+    def drop(self, owner: WorkerAddress, key: LeaseKey) -> None:
+        """The same without waiting; where it fails, the lease runs out by itself."""
+        self._parked.drop(owner, key)
+
+    async def _deltas(
+        self, request: Request, start: Callable[[LiveRequest], Awaitable[None]]
+    ) -> AsyncGenerator[TokenDelta, None]:
         timing = RequestTiming.start(self.metrics, self._clock, request.num_prompt_tokens)
         stream = TokenStream(
             attempt=FIRST_ATTEMPT,
@@ -101,11 +165,13 @@ class Frontend:
         self._live[request.request_id] = live
         try:
             check_fits(request, await self._controller.limits())
-            await self._submit(live, await self._place(live))
+            await start(live)
             while True:
                 delta = await stream.read()
                 if delta.finish_reason is not None:
                     outcome = Outcome(delta.finish_reason.value)
+                elif live.parked is not None:
+                    outcome = Outcome.PARKED
                 yield delta
                 if delta.finish_reason is not None:
                     return
@@ -130,7 +196,14 @@ class Frontend:
             raise refusal_error(answer)
         return answer
 
-    async def _submit(self, live: LiveRequest, placement: Placement) -> None:
+    async def _submit(
+        self,
+        live: LiveRequest,
+        placement: Placement,
+        *,
+        is_parked: bool = False,
+        claim: LeaseKey | None = None,
+    ) -> None:
         """Links to every worker that may send tokens come first, so that none has to wait."""
         assert placement.prefill is not None, "placed for decode alone"
         prefill, *decodes = await asyncio.gather(
@@ -146,7 +219,7 @@ class Frontend:
             if is_up(link):
                 candidates.append(address)
                 live.links[address.worker_id] = link
-        if not candidates:
+        if not candidates and not is_parked:
             raise lost(placement.decode_candidates[0], decodes[0])
         live.decode_ids = set(live.links)
         live.prefill_id = placement.prefill.worker_id
@@ -159,6 +232,8 @@ class Frontend:
                 attempt=live.stream.attempt,
                 decode_candidates=tuple(candidates),
                 prefix_source=placement.prefix_source,
+                is_parked=is_parked,
+                claim=claim,
             ),
         )
 
@@ -176,6 +251,8 @@ class Frontend:
     def _end(self, live: LiveRequest, outcome: Outcome) -> None:
         del self._live[live.request.request_id]
         self._release(live)
+        if live.parked is not None and outcome is not Outcome.PARKED:
+            self._parked.give_up(live.links[str(live.prefill_id)], live.parked.key)
         live.timing.end(outcome)
 
     def _fail(self, live: LiveRequest, error: PdrayError | None) -> None:
@@ -190,7 +267,7 @@ class Frontend:
         if live.is_released:
             return
         live.is_released = True
-        if not live.stream.is_finished:
+        if not live.stream.is_finished and live.parked is None:
             live.cancel()
         self._controller.finished([live.request.request_id], live.kept)
 
@@ -211,10 +288,19 @@ class Frontend:
                     self._on_chunk(connection, chunk)
             case Failed():
                 if live := self._current(message.request_id, message.attempt):
-                    self._on_failed(live, connection.peer_id, message.reason)
+                    self._on_failed(live, connection.peer_id, failure_of(message))
+            case Parked():
+                if live := self._current(message.request_id, message.attempt):
+                    live.parked = message
+                else:
+                    # Nobody waits for it any more, and its key is known here alone.
+                    self._parked.give_up(connection, message.key)
+            case ParkedAnswer():
+                self._parked.on_answer(connection, message)
             case GoesOn():
                 if live := self._current(message.request_id, message.attempt):
                     live.goes_on(message.worker_id)
+                    self._push_first(live)
             case HandedOff():
                 if live := self._current(message.request_id, message.attempt):
                     self._fail(live, live.handed_off())
@@ -227,9 +313,8 @@ class Frontend:
         is_current = live is not None and live.stream.attempt == attempt and not live.is_released
         return live if is_current else None
 
-    def _on_failed(self, live: LiveRequest, peer_id: str, reason: str) -> None:
+    def _on_failed(self, live: LiveRequest, peer_id: str, error: PdrayError) -> None:
         """What a prefill worker says of a request that another decodes by now comes too late."""
-        error = WorkerLostError(reason)
         if peer_id != live.prefill_id:
             self._fail(live, live.lose(peer_id, error))
         elif not live.has_decoded:
@@ -239,20 +324,31 @@ class Frontend:
         live = self._current(chunk.request_id, chunk.attempt)
         if live is None or not live.takes_tokens_of(connection.peer_id):
             return
+        self._push_first(live)
+        self._push(live, chunk)
+        if chunk.decode_worker_id is not None:
+            live.goes_on(chunk.decode_worker_id)
+
+    def _push_first(self, live: LiveRequest) -> None:
+        """The token that came with a parked prompt, once it is settled that others follow."""
+        chunk, live.first = live.first, None
+        if chunk is not None:
+            self._push(live, chunk)
+
+    def _push(self, live: LiveRequest, chunk: TokenChunk) -> None:
         num_tokens = live.stream.push(chunk)
         if num_tokens:
             live.timing.tokens(num_tokens)
             state = next_state(live.state, live.stream)
             if state is not live.state:
                 live.state = live.state.advance(state)
-        if chunk.decode_worker_id is not None:
-            live.goes_on(chunk.decode_worker_id)
         if live.stream.is_ended:
             self._release(live)
 
     def _on_lost(self, connection: Connection) -> None:
         # A worker that is told of a loss must know the request.
         self._send_submissions()
+        self._parked.on_lost(connection)
         peer_id = connection.peer_id
         for live in self._live.values():
             if live.is_linked_by(connection) and not live.is_released:
@@ -283,27 +379,8 @@ def check_fits(request: Request, limits: ServingLimits) -> None:
         )
 
 
-def refusal_error(refusal: Refusal) -> PdrayError:
-    if refusal.retry_after_s is None:
-        return InvalidRequestError(refusal.reason)
-    return OverloadedError(refusal.reason, retry_after_s=refusal.retry_after_s)
-
-
 def is_up(link: Connection | BaseException) -> TypeGuard[Connection]:
     return isinstance(link, Connection) and not link.is_closed
-
-
-def lost(address: WorkerAddress, cause: Connection | BaseException) -> PdrayError:
-    """For a link that could not be made, or is down again; raises what is no such cause."""
-    if isinstance(cause, Connection):
-        return lost_worker(address.worker_id, RequestState.QUEUED)
-    if not isinstance(cause, LinkError):
-        raise cause
-    return WorkerLostError(f"worker {address.worker_id} cannot be reached: {cause}")
-
-
-def lost_worker(worker_id: str, state: RequestState) -> PdrayError:
-    return WorkerLostError(f"worker {worker_id} was lost while the request was {state}")
 
 
 def next_state(state: RequestState, stream: TokenStream) -> RequestState:
@@ -311,15 +388,3 @@ def next_state(state: RequestState, stream: TokenStream) -> RequestState:
     if stream.is_finished:
         return RequestState.FINISHED
     return RequestState.TRANSFERRING if state is RequestState.PREFILLING else RequestState.DECODING
-
-
-def outcome_of(error: PdrayError) -> Outcome:
-    match error:
-        case InvalidRequestError():
-            return Outcome.INVALID
-        case OverloadedError() | UnavailableError():
-            return Outcome.OVERLOADED
-        case SlowReaderError():
-            return Outcome.SLOW_READER
-        case _:
-            return Outcome.FAILED

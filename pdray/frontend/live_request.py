@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pdray.core.errors import PdrayError, WorkerLostError
 from pdray.core.placement import KeptPrefix
-from pdray.core.request import Request, RequestState, WorkerId
+from pdray.core.request import FinishReason, Request, RequestState, TokenChunk, WorkerId
 from pdray.frontend.prefix_names import PrefixNames
 from pdray.frontend.timing import RequestTiming
-from pdray.frontend.token_stream import TokenStream
+from pdray.frontend.token_stream import TokenDelta, TokenStream
 from pdray.link.connection import Connection
-from pdray.link.messages import Cancel, DecodeLost, PrefillLost
+from pdray.link.messages import Cancel, DecodeLost, Parked, PrefillLost
 
 
 @dataclass(slots=True, eq=False)
@@ -34,11 +34,42 @@ class LiveRequest:
     decode_id: str | None = None
     has_decoded: bool = False
     loss: PdrayError | None = None
+    first: TokenChunk | None = None
+    """Of a prompt that another application has computed: due when somebody goes on from it."""
+    parked: Parked | None = None
+    """Its prompt is computed, and its worker keeps that for whoever has the key."""
     is_released: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
         return self.request.request_id, self.stream.attempt
+
+    @property
+    def ends_with_first(self) -> bool:
+        return self.first is not None and self.first.finish_reason is not None
+
+    def expect_first(self, first: TokenChunk) -> None:
+        """As it was made for another request with the same prompt, which did not say how many
+        tokens are to follow."""
+        reason = first.finish_reason
+        if reason is None and self.request.sampling.max_tokens <= len(first.token_ids):
+            reason = FinishReason.LENGTH
+        request_id, attempt = self.key
+        self.first = replace(first, request_id=request_id, attempt=attempt, finish_reason=reason)
+
+    def first_chunk(self, delta: TokenDelta) -> TokenChunk:
+        """The other way round: what was made of it so far, for another request."""
+        return TokenChunk(
+            request_id=self.request.request_id,
+            attempt=self.stream.attempt,
+            index=len(self.request.output_token_ids),
+            token_ids=delta.token_ids,
+            finish_reason=delta.finish_reason,
+            decode_worker_id=None,
+            logprobs=delta.logprobs,
+            prompt_logprobs=delta.prompt_logprobs,
+            num_cached_tokens=delta.num_cached_tokens,
+        )
 
     @property
     def kept(self) -> list[KeptPrefix]:

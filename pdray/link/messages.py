@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
+from pdray.core.errors import HandleProblem
 from pdray.core.handoff import Handoff, Watermark
+from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -25,12 +27,18 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt of a request, and where its decode may run, best first. ``prefix_source`` may
-    have KV of its prompt."""
+    have KV of its prompt.
+
+    One that ``is_parked`` has no candidates: once computed, it waits to be claimed. With a
+    ``claim`` it is computed already, and is that lease's.
+    """
 
     request: Request
     attempt: int
     decode_candidates: tuple[WorkerAddress, ...]
     prefix_source: PrefixSource | None = None
+    is_parked: bool = False
+    claim: LeaseKey | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -52,11 +60,45 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Worker to frontend: this attempt ended badly, for ``reason``."""
+    """Worker to frontend: this attempt ended badly, for ``reason``. ``problem`` is set where its
+    claim is at fault, ``retry_after_s`` where there was no room for it."""
 
     request_id: str
     attempt: int
     reason: str
+    problem: HandleProblem | None = None
+    retry_after_s: float | None = None
+
+
+class Parked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Prefill worker to frontend, before the first token: whoever has the key may claim the
+    attempt's blocks. ``secret_id`` is of the secret that this worker's link key is made of."""
+
+    request_id: str
+    attempt: int
+    key: LeaseKey
+    secret_id: str
+    lease_s: float
+
+
+class RenewParked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frontend to prefill worker: somebody will come for these blocks yet."""
+
+    key: LeaseKey
+
+
+class ReleaseParked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frontend to prefill worker: nobody will come for these blocks."""
+
+    key: LeaseKey
+
+
+class ParkedAnswer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Prefill worker to frontend: the lease has so long from now on, or its ``problem``."""
+
+    lease_id: str
+    lease_s: float
+    problem: HandleProblem | None
 
 
 class GoesOn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -153,6 +195,10 @@ Message = (
     | Cancel
     | Tokens
     | Failed
+    | Parked
+    | RenewParked
+    | ReleaseParked
+    | ParkedAnswer
     | GoesOn
     | DecodeLost
     | PrefillLost

@@ -40,6 +40,7 @@ class Outcome(enum.StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    PARKED = "parked"
     CANCELLED = "cancelled"
     INVALID = "invalid"
     OVERLOADED = "overloaded"

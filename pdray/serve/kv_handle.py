@@ -61,10 +61,10 @@ def seal(handle: KVHandle, secret: ClusterSecret) -> str:
 
 def open_handle(
     text: str, secrets: Sequence[ClusterSecret], *, tenant: str | None, now: float
-) -> tuple[KVHandle, ClusterSecret]:
-    """The handle, and the secret that it was made with. Raises HandleRefusedError for one that is
-    forged, another tenant's or expired at ``now``, in seconds since 1970."""
-    packed, secret = _verified(text, secrets)
+) -> KVHandle:
+    """Raises HandleRefusedError for one that is forged, another tenant's, or expired at ``now``,
+    in seconds since 1970."""
+    packed = _verified(text, secrets)
     # Signed by one of ours: nothing else is unpacked.
     handle = msgspec.msgpack.decode(zlib.decompress(packed), type=KVHandle)
     if handle.tenant != tenant:
@@ -79,20 +79,20 @@ def open_handle(
             "or renewed, before its expires_at",
             problem=HandleProblem.EXPIRED,
         )
-    return handle, secret
+    return handle
 
 
 def prompt_digest(token_ids: Sequence[int]) -> bytes:
     return hashlib.sha256(b"".join(token.to_bytes(4, "little") for token in token_ids)).digest()
 
 
-def _verified(text: str, secrets: Sequence[ClusterSecret]) -> tuple[bytes, ClusterSecret]:
+def _verified(text: str, secrets: Sequence[ClusterSecret]) -> bytes:
     data = _decoded(text)
     if data is not None and data[:1] == VERSION:
         mac, packed = data[1 : 1 + _MAC_BYTES], data[1 + _MAC_BYTES :]
         for secret in secrets:
             if hmac.compare_digest(mac, _mac(packed, secret)):
-                return packed, secret
+                return packed
     raise HandleRefusedError(
         "kv_handle: is none that was made here, or was changed; accepted: the text that "
         "/v1/prefill gave, as it was",

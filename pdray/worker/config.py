@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pdray.core.cluster_secret import ClusterSecret
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role
 from pdray.engine.config import EngineConfig
+from pdray.worker.parked_table import ParkingLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
     """``host`` is the address that the link listens on and that peers dial. ``lease_s`` bounds
-    how long a handoff may go without progress before its owner takes its blocks back."""
+    how long a handoff may go without progress before its owner takes its blocks back. With a
+    cluster's ``secret`` its link opens to whoever has that too, and prompts may be parked."""
 
     worker_id: WorkerId
     pool: str
@@ -24,3 +27,5 @@ class WorkerConfig:
     engine: EngineConfig
     transport: str
     lease_s: float
+    secret: ClusterSecret | None = None
+    parking: ParkingLimits = field(default_factory=ParkingLimits)

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pdray.core.handoff import Handoff
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
-from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
-from pdray.link.messages import Offer, OfferReply, Withdraw
+from pdray.link.messages import Offer, OfferReply, Submission, Withdraw
 from pdray.link.peers import PeerLinks
 from pdray.worker.lending import Lending
 
@@ -40,7 +39,7 @@ class Offering:
         self._lease_numbers = itertools.count()
 
     async def ask(
-        self, sequence: Sequence, frontend_id: str, candidate: WorkerAddress
+        self, submission: Submission, frontend_id: str, candidate: WorkerAddress
     ) -> OfferReply:
         """The candidate's answer; where that is yes, blocks may be published under its lease.
         Raises LinkError where it cannot be reached."""
@@ -49,7 +48,7 @@ class Offering:
         asked = _Asked(reader, asyncio.get_running_loop().create_future())
         self._asked[lease_id] = asked
         self._lending.offer(lease_id, reader)
-        reader.send(Offer(handoff=self._handoff(sequence, frontend_id, lease_id)))
+        reader.send(Offer(handoff=self._handoff(submission, frontend_id, lease_id)))
         try:
             reply = await asyncio.wait_for(asked.reply, OFFER_TIMEOUT_S)
         except TimeoutError:
@@ -76,11 +75,11 @@ class Offering:
             if asked.reader is reader and not asked.reply.done():
                 asked.reply.set_result(_unanswered(lease_id, "its link was lost"))
 
-    def _handoff(self, sequence: Sequence, frontend_id: str, lease_id: str) -> Handoff:
+    def _handoff(self, submission: Submission, frontend_id: str, lease_id: str) -> Handoff:
         return Handoff(
             lease_id=lease_id,
-            request=sequence.request,
-            attempt=sequence.attempt,
+            request=submission.request,
+            attempt=submission.attempt,
             frontend_id=frontend_id,
             owner_id=self._worker_id,
             lease_s=self._lease_s,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from pdray.core.errors import HandleRefusedError, OverloadedError, PdrayError
 from pdray.core.request import TokenChunk, WorkerId
 from pdray.engine.outputs import SequenceOutput
 from pdray.link.connection import Connection
-from pdray.link.messages import Failed, GoesOn, HandedOff, Message, Tokens
+from pdray.link.messages import Failed, GoesOn, HandedOff, Message, Parked, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,22 @@ class Outbox:
     def fail(self, frontend_id: str, request_id: str, attempt: int, reason: str) -> None:
         logger.warning("request failed: %s, request_id=%s attempt=%d", reason, request_id, attempt)
         self._send(frontend_id, Failed(request_id=request_id, attempt=attempt, reason=reason))
+
+    def refuse(self, frontend_id: str, request_id: str, attempt: int, error: PdrayError) -> None:
+        """Its claim is at fault, or there is no room for it."""
+        logger.info("request refused: %s, request_id=%s attempt=%d", error, request_id, attempt)
+        failed = Failed(
+            request_id=request_id,
+            attempt=attempt,
+            reason=str(error),
+            problem=error.problem if isinstance(error, HandleRefusedError) else None,
+            retry_after_s=error.retry_after_s if isinstance(error, OverloadedError) else None,
+        )
+        self._send(frontend_id, failed)
+
+    def parked(self, frontend_id: str, message: Parked) -> None:
+        """To be called before the first token leaves: they arrive in this order."""
+        self._send(frontend_id, message)
 
     def goes_on(self, frontend_id: str, request_id: str, attempt: int, worker_id: WorkerId) -> None:
         self._send(frontend_id, GoesOn(request_id=request_id, attempt=attempt, worker_id=worker_id))

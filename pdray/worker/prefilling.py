@@ -13,6 +13,7 @@ import math
 
 from pdray.core.clock import Clock
 from pdray.core.errors import LinkError
+from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.engine.engine import Engine
@@ -24,6 +25,7 @@ from pdray.worker.borrowing import Borrowing
 from pdray.worker.lending import Lending
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
+from pdray.worker.parking import Parking
 from pdray.worker.prompt import Phase, Prompt
 from pdray.worker.tasks import Tasks
 
@@ -52,6 +54,7 @@ class Prefilling:
         offering: Offering,
         borrowing: Borrowing,
         lending: Lending,
+        parking: Parking,
         outbox: Outbox,
         attempts: AttemptTable,
         tasks: Tasks,
@@ -64,6 +67,7 @@ class Prefilling:
         self._offering = offering
         self._borrowing = borrowing
         self._lending = lending
+        self._parking = parking
         self._outbox = outbox
         self._attempts = attempts
         self._tasks = tasks
@@ -89,8 +93,13 @@ class Prefilling:
 
     def submit(self, frontend_id: str, submission: Submission) -> None:
         """Queues a prompt; ``pump`` starts it."""
+        if submission.claim is not None:
+            self._claim(frontend_id, submission, submission.claim)
+            return
         sequence = Sequence.from_request(submission.request, submission.attempt, is_lent=True)
         prompt = Prompt(next(self._numbers), frontend_id, submission, sequence)
+        if submission.is_parked and not self._parking.take_room(prompt):
+            return
         self._prompts[(prompt.request_id, prompt.attempt)] = prompt
         self._waiting.append(prompt)
         limit = self._engine.max_sequence_tokens
@@ -133,6 +142,13 @@ class Prefilling:
             prompt.is_borrowing = False
             self.pump()
 
+    def _claim(self, frontend_id: str, submission: Submission, key: LeaseKey) -> None:
+        """A parked prompt has found who wants it: it looks for a reader as others do."""
+        prompt = self._parking.claim(next(self._numbers), frontend_id, submission, key)
+        if prompt is not None:
+            self._prompts[(prompt.request_id, prompt.attempt)] = prompt
+            self._tasks.start(self._find_reader(prompt))
+
     def pump(self) -> None:
         """Starts the prompts that are about to run, in order of arrival."""
         self._borrow_ahead()
@@ -168,7 +184,7 @@ class Prefilling:
         return min(refused, default=math.inf)
 
     def _start(self, prompt: Prompt) -> None:
-        if not prompt.needs_handoff:
+        if not prompt.needs_handoff or prompt.submission.is_parked:
             self._run(prompt)
         elif any(each.worker_id == self._worker_id for each in prompt.candidates):
             self._keep(prompt)
@@ -218,7 +234,7 @@ class Prefilling:
 
     async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> OfferReply:
         try:
-            return await self._offering.ask(prompt.sequence, prompt.frontend_id, candidate)
+            return await self._offering.ask(prompt.submission, prompt.frontend_id, candidate)
         except LinkError as error:
             return OfferReply(lease_id="", refusal=str(error), is_final=True)
 
@@ -274,6 +290,9 @@ class Prefilling:
             self._outbox.put(prompt.frontend_id, output, decode_worker_id=prompt.reader_id)
         if output.finish_reason is not None:
             self._end(prompt)
+        elif output.token_ids and prompt.submission.is_parked:
+            self._parking.park(prompt)
+            self._forget(prompt)
         else:
             self._publish(prompt)
 
@@ -290,7 +309,7 @@ class Prefilling:
         if prompt is not None:
             assert prompt.reader_id is not None, f"{lease_id} had no reader"
             if failure is None:
-                self._engine.release(prompt.sequence)
+                self._parking.leave(prompt, is_read=True)
                 self._forget(prompt)
             else:
                 prompt.lost[prompt.reader_id] = failure
@@ -340,7 +359,7 @@ class Prefilling:
                 pass  # `_find_reader` sees the flag when its answer comes
             case Phase.RUNNING | Phase.HANDING_OFF:
                 self._withdraw(prompt)
-                self._engine.release(prompt.sequence)
+                self._parking.leave(prompt, is_read=False)
 
     def _withdraw(self, prompt: Prompt) -> None:
         if prompt.lease_id is not None:
@@ -348,5 +367,6 @@ class Prefilling:
             self._lending.withdraw(prompt.lease_id)
 
     def _forget(self, prompt: Prompt) -> None:
+        self._parking.give_room(prompt)
         self._prompts.pop((prompt.request_id, prompt.attempt), None)
         self._attempts.end(prompt.request_id, prompt.attempt)

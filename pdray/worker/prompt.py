@@ -10,6 +10,7 @@ from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.engine.sequence import Sequence
 from pdray.link.messages import Submission
+from pdray.worker.parked_table import Parked
 
 
 class Phase(enum.StrEnum):
@@ -47,6 +48,10 @@ class Prompt:
     prefix_source: PrefixSource | None = None
     """To be asked when its turn is near."""
     is_borrowing: bool = False
+    num_parked_blocks: int = 0
+    """Room that it has taken where prompts are parked."""
+    parked: Parked | None = None
+    """What it was before it was claimed."""
     is_cancelled: bool = False
 
     @property

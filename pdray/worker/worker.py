@@ -30,6 +30,8 @@ from pdray.link.messages import (
     OfferReply,
     PrefillLost,
     Publish,
+    ReleaseParked,
+    RenewParked,
     Submission,
     Submit,
     Withdraw,
@@ -46,6 +48,7 @@ from pdray.worker.engine_thread import EngineThread
 from pdray.worker.lending import Lending
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
+from pdray.worker.parking import Parking
 from pdray.worker.prefilling import Prefilling
 from pdray.worker.prefix_lending import PrefixLending
 from pdray.worker.pulling import Pulling
@@ -68,7 +71,10 @@ class Worker:
         self.state = WorkerState.STARTING
         self._clock = clock or WallClock()
         self.metrics = WorkerMetrics(config.worker_id, config.pool)
-        self._link_key = secrets.token_bytes(32)
+        secret = config.secret
+        self._link_key = (
+            secrets.token_bytes(32) if secret is None else secret.link_key_of(config.worker_id)
+        )
         self._tasks = Tasks(self._on_crash)
         self._attempts = AttemptTable(self._clock)
         self._outbox = Outbox()
@@ -106,6 +112,15 @@ class Worker:
             transport=config.transport,
             clock=self._clock,
         )
+        self._parking = Parking(
+            worker_id=config.worker_id,
+            secret=secret,
+            engine=engine,
+            limits=config.parking,
+            outbox=self._outbox,
+            attempts=self._attempts,
+            clock=self._clock,
+        )
         self._prefilling = Prefilling(
             worker_id=config.worker_id,
             max_tokens_per_step=config.engine.max_tokens_per_step,
@@ -113,6 +128,7 @@ class Worker:
             offering=self._offering,
             borrowing=self._borrowing,
             lending=self._lending,
+            parking=self._parking,
             outbox=self._outbox,
             attempts=self._attempts,
             tasks=self._tasks,
@@ -213,6 +229,7 @@ class Worker:
             len(self._attempts)
             or self._prefilling.num_active
             or self._lending.num_active
+            or self._parking.num_active
             or self._pulling.num_active
         ):
             await asyncio.sleep(TICK_S / 5)
@@ -237,6 +254,7 @@ class Worker:
             if not self._transfer.is_running:
                 raise TransferError("the transfer thread has ended: no KV moves to or from here")
             self._lending.tick()
+            self._parking.tick()
             self._pulling.tick()
             # Not every block that comes free is an event: those out of a quarantine are none.
             self._prefilling.pump()
@@ -265,6 +283,12 @@ class Worker:
             case Cancel():
                 for request_id, attempt in message.attempts:
                     self._cancel(request_id, attempt)
+            case RenewParked():
+                may_extend = self.state is WorkerState.READY
+                self._parking.on_renew(connection, message.key, may_extend=may_extend)
+            case ReleaseParked():
+                self._parking.on_release(connection, message.key)
+                self._prefilling.pump()
             case DecodeLost():
                 self._prefilling.on_decode_lost(connection.peer_id, message)
             case PrefillLost():
@@ -288,7 +312,8 @@ class Worker:
 
     def _submit(self, connection: Connection, submission: Submission) -> None:
         request, frontend_id = submission.request, connection.peer_id
-        if self.state is not WorkerState.READY:
+        # While it drains too: what is parked here can be had nowhere else.
+        if self.state is not WorkerState.READY and submission.claim is None:
             reason = f"worker {self.config.worker_id} is {self.state}"
             self._outbox.fail(frontend_id, request.request_id, submission.attempt, reason)
         elif self._attempts.begin(request.request_id, submission.attempt, frontend_id):

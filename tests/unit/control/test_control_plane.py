@@ -362,3 +362,12 @@ def test_instead_of_one_that_has_left_the_next_longest_is_named() -> None:
     source = place_next_turn(control).prefix_source
     assert source is not None
     assert source.address.worker_id == D
+
+
+def test_it_is_known_whether_anybody_may_still_come_for_kv() -> None:
+    control = make_control()
+    assert not control.holds_kv
+    control.snapshot(make_snapshot(P, num_held_blocks=3), 1.0)
+    assert control.holds_kv
+    control.snapshot(make_snapshot(P), 2.0)
+    assert not control.holds_kv

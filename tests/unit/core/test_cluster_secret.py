@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pdray.core.cluster_secret import ClusterSecret, read_secrets, secret_of_worker
-from pdray.core.errors import ConfigError
+from pdray.core.cluster_secret import ClusterSecret, owner_of, read_secrets
+from pdray.core.errors import ConfigError, HandleRefusedError
+from pdray.core.parked import LeaseKey, ParkedLease
 from pdray.core.request import WorkerId
 
 FIRST, SECOND = "1" * 64, "2" * 64
@@ -38,14 +39,24 @@ def test_every_key_is_another() -> None:
     keys = [secret.link_key_of(worker_id) for secret in secrets for worker_id in ids]
     keys += [secret.handle_key for secret in secrets]
     assert len(set(keys)) == len(keys)
+    assert secrets[0].secret_id != secrets[1].secret_id
 
 
-def test_it_is_known_which_secret_a_worker_has() -> None:
+def test_a_leases_owner_is_dialled_with_the_secret_that_it_was_started_with() -> None:
     old, new = ClusterSecret(FIRST.encode()), ClusterSecret(SECOND.encode())
-    worker_id = WorkerId("prefill-0-a")
-    key = old.link_key_of(worker_id)
-    assert secret_of_worker((new, old), worker_id, key) == old
-    assert secret_of_worker((new,), worker_id, key) is None
+    lease = ParkedLease(
+        key=LeaseKey(lease_id="w/0", secret=b"s"),
+        secret_id=old.secret_id,
+        owner_id=WorkerId("w"),
+        owner_host="10.0.0.7",
+        owner_port=1234,
+        layout_digest="layout",
+    )
+    address = owner_of(lease, (new, old))
+    assert address.link_key == old.link_key_of(WorkerId("w"))
+    assert (address.worker_id, address.host, address.port) == ("w", "10.0.0.7", 1234)
+    with pytest.raises(HandleRefusedError, match="not taken here"):
+        owner_of(lease, (new,))
 
 
 def test_it_is_not_printed() -> None:
