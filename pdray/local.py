@@ -24,7 +24,7 @@ from pdray.core.placement import (
     ServingLimits,
 )
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import Role
+from pdray.core.snapshot import Role, WorkerInfo
 from pdray.frontend.frontend import Frontend
 from pdray.policy.placement import PLACEMENT
 from pdray.worker.config import WorkerConfig
@@ -69,12 +69,10 @@ class LocalController:
             raise UnavailableError("no prefill and decode worker are up")
         return limits
 
-    def observe(self, workers: Sequence[Worker]) -> None:
-        """A round of snapshots and timers."""
+    def tick(self) -> None:
+        """What time alone brings about, and the answers to what was queued."""
         now = self._clock.now()
         self._plane.frontend_seen(self._frontend_id, now)
-        for worker in workers:
-            self._plane.snapshot(worker.snapshot(), now)
         self._plane.tick(now)
         self._deliver()
 
@@ -119,8 +117,10 @@ class LocalCluster:
 
     async def __aenter__(self) -> LocalCluster:
         now = WallClock().now()
-        for worker in self.workers:
-            self.plane.worker_joined(await worker.start(), now)
+        infos = [await worker.start() for worker in self.workers]
+        for worker, info in zip(self.workers, infos, strict=True):
+            await self._introduce(worker, infos)
+            self.plane.worker_joined(info, now)
             self._tasks.append(asyncio.create_task(self._watch(worker)))
         self._tasks.append(asyncio.create_task(self._observe()))
         return self
@@ -137,6 +137,12 @@ class LocalCluster:
         for worker in self.workers:
             await worker.stop()
 
+    async def _introduce(self, worker: Worker, infos: Sequence[WorkerInfo]) -> None:
+        if Role.PREFILL in worker.config.role:
+            peers = [each.address for each in infos if each.worker_id != worker.config.worker_id]
+            for peer_id, failure in (await worker.meet(peers)).items():
+                self.plane.pair_met(worker.config.worker_id, peer_id, failure, WallClock().now())
+
     async def _watch(self, worker: Worker) -> None:
         """A crashed worker leaves, and its requests fail, as where its process ends."""
         await worker.crashed()
@@ -145,7 +151,9 @@ class LocalCluster:
 
     async def _observe(self) -> None:
         while True:
-            self.controller.observe(self.workers)
+            for worker in self.workers:
+                self.plane.snapshot(worker.snapshot(), WallClock().now())
+            self.controller.tick()
             await asyncio.sleep(SNAPSHOT_S)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import ray
@@ -12,6 +13,8 @@ from ray.exceptions import RayError
 
 from pdray.core.clock import WallClock
 from pdray.core.errors import ConfigError, UnsupportedModelError
+from pdray.core.placement import WorkerAddress
+from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo
 
 from .exit import exit_this_actor, force_exit_after
@@ -64,6 +67,12 @@ class WorkerActor:
     async def join(self) -> str:
         """Returns why the worker ended, when it ends; the caller sees a death as an error."""
         return await asyncio.shield(self._ended)
+
+    async def meet(self, peers: Sequence[WorkerAddress]) -> dict[WorkerId, str]:
+        """Those of the peers that this worker can't work with, and why."""
+        if self._worker is None:
+            return {peer.worker_id: "the worker has not started" for peer in peers}
+        return await self._worker.meet(peers)
 
     async def metrics_text(self) -> bytes:
         return b"" if self._worker is None else self._worker.metrics_text()

@@ -29,7 +29,8 @@ from pdray.core.snapshot import WorkerInfo
 from pdray.policy.placement import PLACEMENT
 
 from .exit import exit_this_actor, force_exit_after
-from .handles import ControllerHandle
+from .handles import ControllerHandle, WorkerHandle
+from .introductions import Introductions
 from .messages import Claim, ControllerStatus, Heartbeat, Renewal
 from .names import NAMESPACE, controller_name
 from .pool import WorkerPools
@@ -74,6 +75,7 @@ class ControllerActor:
         self._frontend_texts: dict[str, bytes] = {}
         self._used_at = self._clock.now()
         self._is_ending = False
+        self._introductions = Introductions(self._met)
         self._pools = WorkerPools(config, self, self._clock)
         application = config.serve.application
         own_name = controller_name(application, config.generation)
@@ -195,6 +197,9 @@ class ControllerActor:
 
     # What becomes of workers: called by their slots
 
+    async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None:
+        await self._introductions.introduce(info, handle)
+
     def worker_joined(self, info: WorkerInfo) -> None:
         logger.info("worker joined: worker_id=%s", info.worker_id)
         self._control.worker_joined(info, self._clock.now())
@@ -207,7 +212,12 @@ class ControllerActor:
         self._deliver()
 
     def worker_left(self, worker_id: WorkerId) -> None:
+        self._introductions.forget(worker_id)
         self._control.worker_left(worker_id, self._clock.now())
+        self._deliver()
+
+    def _met(self, one: WorkerId, other: WorkerId, failure: str | None) -> None:
+        self._control.pair_met(one, other, failure, self._clock.now())
         self._deliver()
 
     async def _tick_forever(self) -> None:

@@ -12,7 +12,9 @@ from pdray.core.placement import (
     PlacementAsk,
     Queued,
     Refusal,
+    WorkerAddress,
 )
+from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
 
 from .messages import Claim, ControllerStatus, Heartbeat, Renewal, StartFailure
@@ -33,6 +35,7 @@ class WorkerHandle(Protocol):
     ping: RemoteMethod[[], None]
     start: RemoteMethod[[], WorkerInfo | StartFailure]
     join: RemoteMethod[[], str]
+    meet: RemoteMethod[[Sequence[WorkerAddress]], dict[WorkerId, str]]
     metrics_text: RemoteMethod[[], bytes]
     drain: RemoteMethod[[], None]
     stop: RemoteMethod[[str], None]

@@ -41,6 +41,7 @@ _LOOK_AGAIN_S = 1.0
 class WorkerEvents(Protocol):
     """Who is told what becomes of workers."""
 
+    async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None: ...
     def worker_joined(self, info: WorkerInfo) -> None: ...
     def worker_draining(self, worker_id: WorkerId) -> None: ...
     def worker_left(self, worker_id: WorkerId) -> None: ...
@@ -173,6 +174,7 @@ class WorkerSlot:
         try:
             answer = await self._while_heard(handle.start.remote())
             if isinstance(answer, WorkerInfo):
+                await self._events.worker_started(answer, handle)
                 self._join(answer)
                 reason = await self._live(handle)
                 answer = StartFailure(reason=reason, is_final=False)

@@ -72,6 +72,12 @@ class ControlPlane:
         self._fleet.add(info, now)
         self._place_queued(now)
 
+    def pair_met(self, one: WorkerId, other: WorkerId, failure: str | None, now: float) -> None:
+        """Two workers have tried to reach each other; with a ``failure`` no request is placed on
+        both, until a later meeting has none."""
+        self._fleet.pair_met(one, other, failure)
+        self._place_queued(now)
+
     def worker_draining(self, worker_id: WorkerId, now: float) -> None:
         record = self._fleet.get(worker_id)
         if record is not None:

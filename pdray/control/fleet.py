@@ -65,6 +65,7 @@ class Fleet:
     def __init__(self, phases: Role = Role.MIXED) -> None:
         self.phases = phases
         self._workers: dict[WorkerId, WorkerRecord] = {}
+        self._failed_pairs: dict[frozenset[WorkerId], str] = {}
         # Kept apart from the records: a remade controller hears of requests before workers.
         self._decoding: Counter[WorkerId] = Counter()
 
@@ -80,6 +81,16 @@ class Fleet:
     def ready(self, role: Role) -> list[WorkerRecord]:
         return [w for w in self._workers.values() if w.is_ready and role in w.info.role]
 
+    def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
+        return frozenset((one, other)) not in self._failed_pairs
+
+    def pair_met(self, one: WorkerId, other: WorkerId, failure: str | None) -> None:
+        """Told of workers before they are added; forgotten when either is removed."""
+        pair = frozenset((one, other))
+        self._failed_pairs.pop(pair, None)
+        if failure is not None:
+            self._failed_pairs[pair] = failure
+
     def add(self, info: WorkerInfo, now: float) -> WorkerRecord:
         """A worker that is known already stays as it is."""
         record = WorkerRecord(info, now, self._decoding)
@@ -87,6 +98,8 @@ class Fleet:
 
     def remove(self, worker_id: WorkerId) -> None:
         self._workers.pop(worker_id, None)
+        for pair in [pair for pair in self._failed_pairs if worker_id in pair]:
+            del self._failed_pairs[pair]
 
     def update(self, snapshot: WorkerSnapshot, now: float) -> None:
         """Unknown workers are ignored: a late message of one that left."""

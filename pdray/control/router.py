@@ -201,9 +201,13 @@ class Router:
             source = self._fleet.get(kept.worker_id)
             if source is prefill:
                 return None
-            if source is not None and source.info.layout_digest == prefill.info.layout_digest:
+            if source is not None and self._may_lend(source, prefill):
                 return PrefixSource(address=source.info.address, num_tokens=kept.num_tokens)
         return None
+
+    def _may_lend(self, source: WorkerRecord, prefill: WorkerRecord) -> bool:
+        is_alike = source.info.layout_digest == prefill.info.layout_digest
+        return is_alike and self._fleet.can_pair(source.info.worker_id, prefill.info.worker_id)
 
     def _refuse(self, ask: PlacementAsk, reason: str, now: float) -> Refusal:
         return Refusal(

@@ -107,3 +107,6 @@ class FleetView(Protocol):
 
     def ready(self, role: Role) -> Sequence[WorkerView]:
         """Workers that take new work of every role in the mask, oldest first."""
+
+    def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
+        """False for two of which it is known that they cannot reach each other."""

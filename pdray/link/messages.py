@@ -135,6 +135,16 @@ class HandedOff(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     attempt: int
 
 
+class Meet(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Worker to worker, before any request: read a block of mine, and say how that went."""
+
+
+class Met(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Worker to worker: I have read a block of yours, or why I could not."""
+
+    failure: str | None
+
+
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Prefill to decode worker: reserve blocks for this."""
 
@@ -203,6 +213,8 @@ Message = (
     | DecodeLost
     | PrefillLost
     | HandedOff
+    | Meet
+    | Met
     | Offer
     | OfferReply
     | Publish

@@ -29,9 +29,10 @@ def serve_rank(name: str, agent_id: str, side: Connection, storage: KVStorage) -
 
 
 def region_of(storage: KVStorage) -> KVRegion:
+    """The block for what is never read among them: a first read goes there."""
     return KVRegion(
         address=storage.address,
-        num_blocks=storage.num_blocks,
+        num_blocks=storage.num_blocks + 1,
         block_bytes=storage.block_bytes,
         device_id=storage.device_id,
     )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import TransferError
 from pdray.core.handoff import Handoff
 from pdray.core.placement import WorkerAddress
+from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import StepOutput
@@ -25,7 +27,9 @@ from pdray.link.messages import (
     DecodeLost,
     Hello,
     Lent,
+    Meet,
     Message,
+    Met,
     Offer,
     OfferReply,
     PrefillLost,
@@ -46,6 +50,7 @@ from pdray.worker.config import WorkerConfig
 from pdray.worker.decoding import Decoding
 from pdray.worker.engine_thread import EngineThread
 from pdray.worker.lending import Lending
+from pdray.worker.meeting import Meetings
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
 from pdray.worker.parking import Parking
@@ -103,6 +108,14 @@ class Worker:
             lending=self._lending,
         )
         self._readable = ReadablePeers(self._transfer)
+        self._meetings = Meetings(
+            layout=engine.layout,
+            scratch_block_id=engine.storage.scratch_block_id,
+            transfer=self._transfer,
+            peers=self._peers,
+            readable=self._readable,
+            tasks=self._tasks,
+        )
         self._borrowing = Borrowing(
             engine=engine,
             transfer=self._transfer,
@@ -168,6 +181,10 @@ class Worker:
         self.state = WorkerState.READY
         logger.info("worker ready: worker_id=%s role=%s", self.config.worker_id, self.config.role)
         return self.info()
+
+    async def meet(self, peers: Sequence[WorkerAddress]) -> dict[WorkerId, str]:
+        """Makes and tries the connections that requests will need; what fails and why."""
+        return await self._meetings.meet_all(peers)
 
     def info(self) -> WorkerInfo:
         engine = self.config.engine
@@ -293,6 +310,10 @@ class Worker:
                 self._prefilling.on_decode_lost(connection.peer_id, message)
             case PrefillLost():
                 self._pulling.on_prefill_lost(connection.peer_id, message)
+            case Meet():
+                self._meetings.on_meet(connection)
+            case Met():
+                self._meetings.on_met(connection, message.failure)
             case Offer():
                 connection.send(self._answer_offer(connection, message.handoff))
             case OfferReply():
@@ -343,6 +364,7 @@ class Worker:
         if self._outbox.detach(connection):
             for request_id, attempt in self._attempts.of_frontend(connection.peer_id):
                 self._cancel(request_id, attempt)
+        self._meetings.on_lost(connection)
         self._readable.on_lost(connection)
         self._borrowing.on_lost(connection)
         self._pulling.on_owner_lost(connection)

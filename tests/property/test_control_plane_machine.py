@@ -74,6 +74,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.kept: dict[bytes, KeptPrefix] = {}
         self.alive: dict[str, str] = {}
         self.sizes: dict[str, int] = {}
+        self.failed_pairs: set[frozenset[str]] = set()
         self.num_lives = 0
 
     @initialize(policy=st.sampled_from(PLACEMENT.names()))
@@ -107,6 +108,8 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         assert 1 <= len(placement.decode_candidates) <= 4
         for decode in placement.decode_candidates:
             assert decode.worker_id in self.alive.values()
+            pair = frozenset((placement.prefill.worker_id, decode.worker_id))
+            assert pair not in self.failed_pairs
         self.assert_source_is_known(placement)
         self.placed[placement.request_id] = InFlight(
             ask=self.asks[placement.request_id],
@@ -118,7 +121,12 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         """The longest prefix that a living worker has, unless the prefill worker itself has it."""
         names = self.asks[placement.request_id].prefix_names
         told = [self.kept[name] for name in reversed(names) if name in self.kept]
-        alive = (each for each in told if each.worker_id in self.alive.values())
+        alive = (
+            each
+            for each in told
+            if each.worker_id in self.alive.values()
+            and frozenset((each.worker_id, placement.prefill.worker_id)) not in self.failed_pairs
+        )
         longest = next(alive, None)
         source = placement.prefix_source
         if longest is None or longest.worker_id == placement.prefill.worker_id:
@@ -209,6 +217,18 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.control.worker_joined(self.info_of(slot), self.now)
         self.take(before)
 
+    @rule(data=st.data(), failure=st.sampled_from([None, "no way"]))
+    def meet(self, data: st.DataObject, failure: str | None) -> None:
+        if len(self.alive) < 2:
+            return
+        one, other = data.draw(st.permutations(sorted(self.alive.values())))[:2]
+        self.failed_pairs.discard(frozenset((one, other)))
+        if failure is not None:
+            self.failed_pairs.add(frozenset((one, other)))
+        before = list(self.queued)
+        self.control.pair_met(WorkerId(one), WorkerId(other), failure, self.now)
+        self.take(before)
+
     @rule(data=st.data())
     def control_plane_is_remade(self, data: st.DataObject) -> None:
         """Workers and frontends tell the next one what they know, in any order; what was
@@ -216,6 +236,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.control.replay(self.make_control())
         self.control = RecordedControl(self.make_control())
         self.kept = {}
+        self.failed_pairs = set()
         for teller in data.draw(st.permutations([*self.alive, *FRONTENDS])):
             if teller in self.alive:
                 self.control.worker_joined(self.info_of(teller), self.now)

@@ -44,7 +44,7 @@ class Pairing:
 
 
 def pairings(view: FleetView, ask: PlacementAsk) -> list[Pairing]:
-    """All pairs of ready workers with one layout that can hold this request.
+    """All pairs of ready workers with one layout that can reach each other and hold this request.
 
     A worker is paired with itself only where that is the only pair there is.
     """
@@ -53,7 +53,7 @@ def pairings(view: FleetView, ask: PlacementAsk) -> list[Pairing]:
     decodes = decodes_for(view, ask)
     if view.phases is Role.DECODE:
         return [Pairing(prefill=None, decodes=decodes)] if decodes else []
-    return _pairs(prefills_for(view, ask), decodes)
+    return _pairs(view, prefills_for(view, ask), decodes)
 
 
 def prefills_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
@@ -75,7 +75,9 @@ def decodes_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
     ]
 
 
-def _pairs(prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> list[Pairing]:
+def _pairs(
+    view: FleetView, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]
+) -> list[Pairing]:
     by_layout: dict[str, list[WorkerView]] = {}
     for decode in decodes:
         by_layout.setdefault(decode.info.layout_digest, []).append(decode)
@@ -83,9 +85,15 @@ def _pairs(prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]) -> lis
     alone: list[Pairing] = []
     for prefill in prefills:
         alike = by_layout.get(prefill.info.layout_digest, [])
-        others = [d for d in alike if d.info.worker_id != prefill.info.worker_id]
+        prefill_id = prefill.info.worker_id
+        others = [
+            decode
+            for decode in alike
+            if decode.info.worker_id != prefill_id
+            and view.can_pair(prefill_id, decode.info.worker_id)
+        ]
         if others:
             apart.append(Pairing(prefill=prefill, decodes=others))
-        elif alike:
-            alone.append(Pairing(prefill=prefill, decodes=alike))
+        elif prefill in alike:
+            alone.append(Pairing(prefill=prefill, decodes=[prefill]))
     return apart or alone

@@ -1,0 +1,100 @@
+"""A real worker in a process of its own, without Ray: to be killed, stopped and cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from pdray.core.snapshot import WorkerInfo, WorkerSnapshot
+from pdray.worker.config import WorkerConfig
+from pdray.worker.worker import build_worker
+
+ROOT = Path(__file__).parents[1]
+START_TIMEOUT_S = 120.0
+SNAPSHOT_S = 0.05
+
+
+class WorkerProcess:
+    """``command`` goes before the interpreter's own: what puts it elsewhere on the machine."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        log_path: Path,
+        *,
+        command: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config = config
+        self._pipe, theirs = Pipe()
+        self._latest: WorkerSnapshot | None = None
+        with log_path.open("a") as log:
+            self._process = subprocess.Popen(
+                [*command, sys.executable, "-m", "tests.worker_process", str(theirs.fileno())],
+                cwd=ROOT,
+                env=os.environ | {"HF_HUB_OFFLINE": "1"} | dict(env or {}),
+                pass_fds=[theirs.fileno()],
+                stdout=log,
+                stderr=log,
+            )
+        theirs.close()
+        self._pipe.send(config)
+        self.info: WorkerInfo | None = None
+
+    def wait_until_ready(self) -> WorkerInfo:
+        assert self._pipe.poll(START_TIMEOUT_S), f"{self.config.worker_id} is not ready"
+        info = self._pipe.recv()
+        assert isinstance(info, WorkerInfo)
+        self.info = info
+        return info
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def take_snapshots(self) -> list[WorkerSnapshot]:
+        """Those that it has sent since the last call."""
+        snapshots: list[WorkerSnapshot] = []
+        with contextlib.suppress(EOFError, OSError):
+            while self._pipe.poll(0):
+                snapshots.append(self._pipe.recv())
+        return snapshots
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        self._pipe.close()
+
+
+async def _run(pipe: Connection) -> None:
+    config = pipe.recv()
+    assert isinstance(config, WorkerConfig)
+    worker = build_worker(config)
+    pipe.send(await worker.start())
+    crashed = asyncio.create_task(worker.crashed())
+    while not crashed.done():
+        worker.engine.pool.check_integrity()
+        pipe.send(worker.snapshot())
+        await asyncio.sleep(SNAPSHOT_S)
+    raise crashed.result()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with contextlib.suppress(BrokenPipeError):  # the test that started it is over
+        asyncio.run(_run(Connection(int(sys.argv[1]))))
