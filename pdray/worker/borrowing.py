@@ -27,7 +27,7 @@ from pdray.worker.readable_peers import ReadablePeers
 
 logger = logging.getLogger(__name__)
 
-MIN_TOKENS = 64
+MIN_TOKENS = 32
 """Fewer are computed sooner than asked for."""
 ANSWER_TIMEOUT_S = 1.0
 

@@ -114,7 +114,7 @@ async def test_only_what_is_missing_here_is_read(scene: Scene) -> None:
 
 
 async def test_without_anything_to_gain_nobody_is_asked(scene: Scene) -> None:
-    await submit(scene, prompt(), await scene.other.listen(), num_tokens=48)
+    await submit(scene, prompt(), await scene.other.listen(), num_tokens=16)
     assert await num_cached(scene) == 0
     await submit(scene, prompt("again"), await scene.other.listen())
     assert await num_cached(scene, "again") == NUM_BLOCKS * 16
