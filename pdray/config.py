@@ -26,6 +26,7 @@ from pdray.config_yaml import read_yaml
 from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
+from pdray.kvcache.tiers.base import TierConfig
 
 DEMO_MODEL = "demo"
 DEMO_MODEL_NAME = "gemma-3-270m"
@@ -144,6 +145,15 @@ class NodeGroupConfig(Section):
     engine: EngineOverrides = EngineOverrides()
 
 
+class TierSettings(Section):
+    """Where a worker keeps KV blocks that its device has no room for."""
+
+    host_bytes: Size
+    disk_bytes: Size | None = None
+    disk_path: Annotated[str, Field(min_length=1)] | None = None
+    session_ttl_s: Seconds = 3600.0
+
+
 class PoolConfig(Section):
     """Equal workers. ``node_groups`` are in order of preference."""
 
@@ -151,6 +161,7 @@ class PoolConfig(Section):
     replicas: Count = 1
     node_groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     engine: EngineSettings
+    tiers: TierSettings | None = None
 
 
 class SloConfig(Section):
@@ -262,6 +273,18 @@ class PdrayConfig(Section):
                 settings.tensor_parallel,
             )
         return EngineConfig(dtype=dtype, **fields)
+
+    def tier_config(self, pool: str) -> TierConfig | None:
+        """What a worker of this pool has below its device."""
+        tiers = self.pools[pool].tiers
+        if tiers is None:
+            return None
+        return TierConfig(
+            host_bytes=tiers.host_bytes,
+            disk_bytes=tiers.disk_bytes,
+            disk_path=None if tiers.disk_path is None else Path(tiers.disk_path).expanduser(),
+            session_ttl_s=tiers.session_ttl_s,
+        )
 
     def _dtype_on(self, device: str, model_path: Path) -> str:
         if self.dtype != "auto":

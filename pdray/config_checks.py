@@ -23,6 +23,7 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
         *_node_groups(config),
         *(_phases(config) if config.mode == "service" else _roles(config)),
         *_engines(config),
+        *_tiers(config),
         *_alike(config),
         *_tenants(config),
     ]
@@ -95,6 +96,24 @@ def _pairs(config: PdrayConfig) -> Iterator[tuple[str, str, EngineSettings]]:
         for group in pool.node_groups:
             if group in config.node_groups:
                 yield name, group, config.engine_settings(name, group)
+
+
+def _tiers(config: PdrayConfig) -> Iterator[Problem]:
+    for name, group, engine in _pairs(config):
+        tiers = config.pools[name].tiers
+        if tiers is None:
+            continue
+        key = f"pools.{name}.tiers"
+        disk = (tiers.disk_bytes, tiers.disk_path)
+        if (disk[0] is None) != (disk[1] is None):
+            accepted = "set both or neither"
+            yield Problem(key=f"{key}.disk_bytes, {key}.disk_path", value=disk, accepted=accepted)
+        if engine.tensor_parallel > 1:
+            yield Problem(
+                key=f"pools.{name}.engine.tensor_parallel",
+                value=engine.tensor_parallel,
+                accepted=f"1 (on node group {group}): tiers hold the blocks of one rank",
+            )
 
 
 def _engines(config: PdrayConfig) -> Iterator[Problem]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from types import NoneType, UnionType
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -65,7 +66,7 @@ def known_keys(root: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     kind: object = root
     for part in loc:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[str(part)].annotation
+            kind = _without_none(kind.model_fields[str(part)].annotation)
         else:
             kind = get_args(kind)[-1]  # dict[str, X] -> X
     assert isinstance(kind, type), loc
@@ -77,7 +78,7 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every key as a dotted path; ``*`` stands for a name that the user chooses."""
     keys = []
     for name, field in model.model_fields.items():
-        kind, path = field.annotation, f"{prefix}{name}"
+        kind, path = _without_none(field.annotation), f"{prefix}{name}"
         if getattr(kind, "__origin__", None) is dict:
             kind, path = get_args(kind)[-1], f"{path}.*"
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -85,6 +86,13 @@ def all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             keys.append(path)
     return keys
+
+
+def _without_none(kind: object) -> object:
+    """The section of one that may be left out."""
+    if get_origin(kind) is UnionType:
+        return next((each for each in get_args(kind) if each is not NoneType), kind)
+    return kind
 
 
 def choice(value: str, known: Iterable[str]) -> str | None:

@@ -174,6 +174,7 @@ def local_worker_configs(config: PdrayConfig, model_path: Path) -> list[WorkerCo
             parking=ParkingLimits(
                 lease_s=config.handles.lease_s, max_fraction=config.handles.max_fraction
             ),
+            tiers=config.tier_config(pool_name),
         )
         for pool_name, pool in config.pools.items()
         for index in range(pool.replicas)

@@ -43,6 +43,7 @@ def request_of(
     request_id: str = "r",
     temperature: float = 0.0,
     cache_salt: str | None = None,
+    session_id: str | None = None,
 ) -> Request:
     return Request(
         request_id=request_id,
@@ -58,6 +59,7 @@ def request_of(
             ignore_eos=True,
         ),
         cache_salt=cache_salt,
+        session_id=session_id,
     )
 
 

@@ -34,7 +34,7 @@ PARTS: dict[str, set[str]] = {
     "worker": {"core", "kvcache", "engine", "transfer", "link", "metrics"},
     "frontend": {"core", "grammar", "kvcache", "link", "metrics", "gguf_parsing"},
     # What the checks ask for the names that registries know.
-    "config": CONFIG | {"core", "engine", "policy", "transfer"},
+    "config": CONFIG | {"core", "engine", "kvcache", "policy", "transfer"},
     "demo_model": {"core"},
     "model_source": {"core", "config", "demo_model", "engine"},
     "local": {"core", "config", "control", "policy", "worker", "frontend"},

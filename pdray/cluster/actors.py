@@ -144,6 +144,7 @@ class WorkerActor:
                 parking=ParkingLimits(
                     lease_s=config.handles.lease_s, max_fraction=config.handles.max_fraction
                 ),
+                tiers=config.tier_config(spec.pool),
             )
         )
 

@@ -19,6 +19,14 @@ class WallClock:
         return time.monotonic()
 
 
+class EpochClock:
+    """Seconds since 1970, which mean the same to another process; they go back where somebody
+    sets the machine's clock back."""
+
+    def now(self) -> float:
+        return time.time()
+
+
 @dataclass(slots=True)
 class ManualClock:
     """A clock that moves when told to: for tests and the simulator."""

@@ -131,6 +131,8 @@ class Request:
     ``output_token_ids`` are those that earlier attempts have already sent to the client: they
     are computed again with the prompt, and count towards ``max_tokens``. Only requests with the
     same ``cache_salt`` share KV in a prefix cache: a tenant's own; None is a salt like others.
+    One with a ``session_id`` will be followed by others that begin with it and its output: its
+    KV is kept for them in the tiers below the device, where there are any.
     """
 
     request_id: str
@@ -138,6 +140,7 @@ class Request:
     output_token_ids: tuple[int, ...]
     sampling: SamplingParams
     cache_salt: str | None = None
+    session_id: str | None = None
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -78,6 +78,19 @@ class WorkerSnapshot:
     """Cached blocks that others have got, so far."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierSnapshot:
+    """KV blocks that a worker keeps in one tier below its device, and those that were moved
+    there, moved up from there, or could not be, so far."""
+
+    tier: str
+    num_blocks: int
+    num_bytes: int
+    num_demoted: int
+    num_promoted: int
+    num_failed: int
+
+
 class WorkerView(Protocol):
     """What a policy may read of one worker: it never changes anything here."""
 

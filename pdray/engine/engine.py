@@ -32,10 +32,10 @@ from pdray.engine.sampling.sampled import SampledToken
 from pdray.engine.sampling.sampler import Sampler
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
-from pdray.engine.sequence_blocks import SequenceBlocks
+from pdray.engine.sequence_blocks import SequenceBlocks, TurnEnd
 from pdray.engine.shared_prefixes import SharedPrefixes
 from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
-from pdray.kvcache.block_pool import BlockPool
+from pdray.kvcache.block_pool import BlockPool, NextTier
 
 
 class Engine:
@@ -147,6 +147,11 @@ class Engine:
         except BaseException:
             ranks.close()
             raise
+
+    def use_tiers(self, next_tier: NextTier, on_turn_end: TurnEnd) -> None:
+        """Evicted blocks go to ``next_tier``; ``on_turn_end`` is called with the lock held."""
+        with self._changed:
+            self.pool.next_tier, self._blocks.on_turn_end = next_tier, on_turn_end
 
     def close(self) -> None:
         """Ends what runs beside this process; no step may follow. May be called twice."""

@@ -6,7 +6,7 @@ thread-safe: the engine holds its lock around every call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pdray.core.handoff import BlockRun
@@ -21,6 +21,7 @@ from pdray.engine.prefix_cache import PrefixCache, PrefixHit
 from pdray.engine.sequence import BlockTable, Sequence
 from pdray.kvcache.block_pool import BlockPool
 from pdray.kvcache.layout import KVGroup
+from pdray.kvcache.prefix_hash import HASH_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Start:
 
     hit: PrefixHit | None
     num_missing: int
+
+
+TurnEnd = Callable[[tuple[bytes, ...]], None]
+"""Told of the hashes of what was computed for a request of a session, which has just given its
+blocks back."""
 
 
 class SequenceBlocks:
@@ -48,6 +54,7 @@ class SequenceBlocks:
         self._pool = pool
         self._prefix_cache = prefix_cache
         self._max_chunk = max_chunk
+        self.on_turn_end: TurnEnd | None = None
 
     @property
     def num_groups(self) -> int:
@@ -237,8 +244,12 @@ class SequenceBlocks:
         """All its blocks back to the pool, which keeps what others may find."""
         if seq.block_tables:
             self._prefix_cache.name_windows(seq)
+        num_hashes = seq.num_computed_tokens // HASH_TOKENS
         self._pool.release(seq.block_ids)
         seq.drop_blocks()
+        is_turn = seq.request.session_id is not None and seq.is_cacheable
+        if self.on_turn_end is not None and is_turn and num_hashes:
+            self.on_turn_end(tuple(seq.prefix_hashes[:num_hashes]))
 
     def forget(self, seq: Sequence) -> None:
         """Nobody may find what it computed."""

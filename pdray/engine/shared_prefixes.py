@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pdray.core.handoff import BlockRun
 from pdray.engine.holds import BlockHold, Holds
 from pdray.kvcache.block_pool import BlockPool
 from pdray.kvcache.layout import KVGroup
 from pdray.kvcache.prefix_hash import HASH_TOKENS
-from pdray.kvcache.prefix_index import first_block_of_hit
+from pdray.kvcache.prefix_index import BlockName, first_block_of_hit, match_prefix
 
 
 class SharedPrefixes:
@@ -32,10 +32,29 @@ class SharedPrefixes:
         self._holds = holds
         self._lock = lock
 
-    def count_tokens(self, prefix_hashes: Sequence[bytes]) -> int:
-        """How many of its tokens a prompt would find here."""
+    def count_tokens(
+        self, prefix_hashes: Sequence[bytes], also: Callable[[BlockName], bool] | None = None
+    ) -> int:
+        """How many of its tokens a prompt would find here, were the blocks here too that are
+        ``also`` somewhere."""
         with self._lock:
-            return self._match(prefix_hashes) * self._block_size
+            if also is None:
+                return self._match(prefix_hashes) * self._block_size
+            find = self._pool.index.find
+            match = match_prefix(
+                lambda name: find(name) is not None or also(name),
+                self._groups,
+                self._block_hashes(prefix_hashes),
+                self._block_size,
+            )
+            return match.num_blocks * self._block_size
+
+    def hold_blocks(self, names: Iterable[BlockName], hold: BlockHold) -> list[int | None]:
+        """The block of each name that is here; ``hold`` holds them from here on."""
+        with self._lock:
+            block_ids = [self._pool.index.find(name) for name in names]
+            self._holds.retain(hold, (each for each in block_ids if each is not None))
+            return block_ids
 
     def hold(
         self, prefix_hashes: Sequence[bytes], hold: BlockHold, *, step_tokens: int

@@ -12,27 +12,10 @@ import enum
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from pdray.core.snapshot import WorkerSnapshot
+from pdray.metrics.buckets import REQUEST_BUCKETS_S, TOKEN_BUCKETS_S, TRANSFER_BUCKETS_S
 from pdray.metrics.exposition import exposition_text
-
-REQUEST_BUCKETS_S = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5),
-    *(0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-)
-"""For what a request waits for once: its first token, its end."""
-
-TOKEN_BUCKETS_S = (
-    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06),
-    *(0.075, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0),
-    *(60.0, 120.0),
-)
-"""For what comes again with every token or step."""
-
-TRANSFER_BUCKETS_S = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015),
-    *(0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0),
-    *(60.0, 120.0),
-)
-"""For the way of KV blocks between workers."""
+from pdray.metrics.tiers import TierMetrics
+from pdray.metrics.total import Total
 
 
 class Outcome(enum.StrEnum):
@@ -128,18 +111,6 @@ class FrontendMetrics:
         return exposition_text(self._registry)
 
 
-class _Total:
-    """A counter of what somebody else counts."""
-
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
-        self._total = 0
-
-    def set(self, total: int) -> None:
-        self._counter.inc(total - self._total)
-        self._total = total
-
-
 class WorkerMetrics:
     """One worker's metrics; transfers are counted by the worker that reads."""
 
@@ -170,12 +141,13 @@ class WorkerMetrics:
         self._init_prefix_cache(registry, names, values)
         self._init_engine(registry, names, values)
         self._init_transfer(registry, names, values)
+        self.tiers = TierMetrics(registry, names, values)
 
     def _init_prefix_cache(
         self, registry: CollectorRegistry, names: list[str], values: tuple[str, str]
     ) -> None:
-        def total(name: str, text: str) -> _Total:
-            return _Total(Counter(name, text, names, registry=registry).labels(*values))
+        def total(name: str, text: str) -> Total:
+            return Total(Counter(name, text, names, registry=registry).labels(*values))
 
         self._prefix_queries = total(
             "pdray_prefix_cache_queries", "Prompt tokens looked up in the prefix cache."

@@ -126,6 +126,7 @@ class CompletionService:
                     sampling_params(body, choice, len(prompt), limits), grammar=prompting.grammar
                 ),
                 cache_salt=salt_of(tenant, body.cache_salt),
+                session_id=body.session_id,
             )
             for index, prompt in enumerate(prompts)
             for choice in range(body.n)

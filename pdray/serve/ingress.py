@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 32 * 2**20
 RETRY_AFTER_S = 1.0
+SESSION_HEADER = "x-session-id"
+"""Ray Serve's own name for it, and what gateways go by."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -75,7 +77,7 @@ def make_api(state: IngressState) -> FastAPI:
 
 def add_generation_routes(v1: APIRouter, state: IngressState) -> None:
     async def answer(parse: Callable[[object], GenerationBody], request: Request) -> Response:
-        body = parse(await read_json(request))
+        body = parse(with_session(await read_json(request), request.headers.get(SESSION_HEADER)))
         job = await state.service.prepare(body, request.state.tenant)
         if body.stream:
             bundles = state.service.stream(job)
@@ -89,6 +91,20 @@ def add_generation_routes(v1: APIRouter, state: IngressState) -> None:
     @v1.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         return await answer(parse_chat, request)
+
+
+def with_session(body: object, header: str | None) -> object:
+    """The body's ``session_id``, or the header's where it has none. Raises InvalidRequestError
+    where they differ."""
+    if header is None or not isinstance(body, dict):
+        return body
+    if body.get("session_id") not in (None, header):
+        raise InvalidRequestError(
+            f"session_id = {shown(body['session_id'])}, and the header {SESSION_HEADER} is "
+            f"{shown(header)}; accepted: one of them, or the same twice",
+            param="session_id",
+        )
+    return body | {"session_id": header}
 
 
 def add_model_routes(v1: APIRouter, state: IngressState) -> None:

@@ -28,6 +28,7 @@ from pdray.worker.outbox import Outbox
 from pdray.worker.parking import Parking
 from pdray.worker.prompt import Phase, Prompt
 from pdray.worker.tasks import Tasks
+from pdray.worker.tiering import Tiering
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ RETRY_S = 0.02
 PATIENCE = 10
 """Rounds that later prompts may overtake a refused one; then none passes it any more, so that
 a long prompt cannot starve behind short ones."""
-BORROW_S = 2.0
-"""How long a prompt is held up for KV that another worker may have of it."""
+FETCH_S = 2.0
+"""How long a prompt is held up for KV that tiers or another worker may have of it."""
 SEEK_S = 30.0
 """How long a prompt that has lost its reader looks for another that has room for it."""
 
@@ -53,6 +54,7 @@ class Prefilling:
         engine: Engine,
         offering: Offering,
         borrowing: Borrowing,
+        tiering: Tiering,
         lending: Lending,
         parking: Parking,
         outbox: Outbox,
@@ -66,6 +68,7 @@ class Prefilling:
         self._engine = engine
         self._offering = offering
         self._borrowing = borrowing
+        self._tiering = tiering
         self._lending = lending
         self._parking = parking
         self._outbox = outbox
@@ -107,10 +110,12 @@ class Prefilling:
             self._fail(prompt, f"{prompt.num_tokens} tokens do not fit; accepted: up to {limit}")
         elif not sequence.scores_prompt:
             prompt.prefix_source = submission.prefix_source
+            prompt.fetch_above_blocks = 0
 
-    def _borrow_ahead(self) -> None:
-        """While the next prompts wait, what others have of their KV comes: for the first, and for
-        no more than fit here together, or it would be evicted again before they run."""
+    def _fetch_ahead(self) -> None:
+        """While the next prompts wait, what tiers and others have of their KV comes: for the
+        first, and for no more than fit here together, or it would be evicted again before they
+        run."""
         layout = self._engine.layout
         max_tokens = self._engine.pool.num_blocks // len(layout.groups) * layout.block_size
         num_tokens = 0
@@ -118,28 +123,34 @@ class Prefilling:
             num_tokens += prompt.num_tokens
             if num_tokens > max_tokens and prompt is not self._waiting[0]:
                 return
-            source, prompt.prefix_source = prompt.prefix_source, None
-            if source is not None:
-                self._borrow(prompt, source)
+            least = prompt.fetch_above_blocks
+            if least is not None and self._engine.pool.num_available_blocks > least:
+                self._fetch(prompt)
 
-    def _borrow(self, prompt: Prompt, source: PrefixSource) -> None:
+    def _fetch(self, prompt: Prompt) -> None:
+        prompt.fetch_above_blocks = None
         self._engine.prefix_cache.hash(prompt.sequence)
         hashes = tuple(prompt.sequence.prefix_hashes)
-        if self._borrowing.is_worthwhile(source, hashes):
-            prompt.is_borrowing = True
-            self._tasks.start(self._await_borrowed(prompt, source, hashes))
+        source, prompt.prefix_source = prompt.prefix_source, None
+        is_borrowed = source is not None and self._borrowing.is_worthwhile(source, hashes)
+        if is_borrowed or self._tiering.has_more(hashes):
+            prompt.is_fetching = True
+            self._tasks.start(self._await_fetched(prompt, source, hashes))
 
-    async def _await_borrowed(
-        self, prompt: Prompt, source: PrefixSource, hashes: tuple[bytes, ...]
+    async def _await_fetched(
+        self, prompt: Prompt, source: PrefixSource | None, hashes: tuple[bytes, ...]
     ) -> None:
         # What comes later is found by those that come later.
-        asyncio.get_running_loop().call_later(BORROW_S, self._end_borrowing, prompt)
-        await self._borrowing.borrow(source, hashes)
-        self._end_borrowing(prompt)
+        asyncio.get_running_loop().call_later(FETCH_S, self._end_fetching, prompt)
+        if not await self._tiering.promote(hashes):
+            prompt.fetch_above_blocks = self._engine.pool.num_available_blocks
+        if source is not None and self._borrowing.is_worthwhile(source, hashes):
+            await self._borrowing.borrow(source, hashes)
+        self._end_fetching(prompt)
 
-    def _end_borrowing(self, prompt: Prompt) -> None:
-        if prompt.is_borrowing:
-            prompt.is_borrowing = False
+    def _end_fetching(self, prompt: Prompt) -> None:
+        if prompt.is_fetching:
+            prompt.is_fetching = False
             self.pump()
 
     def _claim(self, frontend_id: str, submission: Submission, key: LeaseKey) -> None:
@@ -151,13 +162,13 @@ class Prefilling:
 
     def pump(self) -> None:
         """Starts the prompts that are about to run, in order of arrival."""
-        self._borrow_ahead()
+        self._fetch_ahead()
         num_ahead = self._ahead_tokens()
         last_number = self._last_number()
         for prompt in list(self._waiting):
             if num_ahead >= self._lookahead_tokens or prompt.number > last_number:
                 return
-            if prompt.is_resting or prompt.is_borrowing:
+            if prompt.is_resting or prompt.is_fetching:
                 continue
             if not self._engine.allocate(prompt.sequence, prompt.num_tokens):
                 return

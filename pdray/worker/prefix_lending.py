@@ -11,21 +11,36 @@ from pdray.engine.holds import BlockHold
 from pdray.link.connection import Connection
 from pdray.link.messages import Borrow, Lent
 from pdray.worker.lending import Lending
+from pdray.worker.tiering import Tiering
 
 
 class PrefixLending:
-    """Answers at once; `lending.py` holds the blocks until the reader is done."""
+    """Of one worker; `lending.py` holds the blocks until the reader is done."""
 
     def __init__(
-        self, *, worker_id: WorkerId, lease_s: float, engine: Engine, lending: Lending
+        self,
+        *,
+        worker_id: WorkerId,
+        lease_s: float,
+        engine: Engine,
+        tiering: Tiering,
+        lending: Lending,
     ) -> None:
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._engine = engine
+        self._tiering = tiering
         self._lending = lending
         self._lease_numbers = itertools.count()
 
-    def lend(self, reader: Connection, message: Borrow) -> Lent:
+    async def answer(self, reader: Connection, message: Borrow) -> None:
+        """At once, or once what tiers have of it is on the device."""
+        if self._tiering.has_more(message.prefix_hashes):
+            await self._tiering.promote(message.prefix_hashes)
+        if not reader.is_closed:
+            reader.send(self._lend(reader, message))
+
+    def _lend(self, reader: Connection, message: Borrow) -> Lent:
         watermark = None
         # Blocks of unlike layouts are not the reader's to read, whatever they are called.
         if reader.peer_hello.layout_digest == self._engine.layout.layout_digest:

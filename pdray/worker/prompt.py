@@ -47,11 +47,13 @@ class Prompt:
     is_resting: bool = False
     prefix_source: PrefixSource | None = None
     """To be asked when its turn is near."""
-    is_borrowing: bool = False
     num_parked_blocks: int = 0
     """Room that it has taken where prompts are parked."""
     parked: Parked | None = None
     """What it was before it was claimed."""
+    fetch_above_blocks: int | None = None
+    """What tiers have of it may come once more blocks than these are available; None: not now."""
+    is_fetching: bool = False
     is_cancelled: bool = False
 
     @property

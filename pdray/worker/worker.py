@@ -1,6 +1,7 @@
 """One engine with its KV cache, its link and its transport: what a worker process runs.
 
-Three threads: the event loop (links and decisions), the engine and the transfer thread.
+Threads: the event loop (links and decisions), the engine, the transfer thread, and that of the
+tiers where there are some.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ from pdray.worker.pulling import Pulling
 from pdray.worker.ranks import make_transport
 from pdray.worker.readable_peers import ReadablePeers
 from pdray.worker.tasks import Tasks
+from pdray.worker.tiering import make_tiering
+from pdray.worker.worker_info import info_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +104,12 @@ class Worker:
             peers=self._peers,
             lending=self._lending,
         )
+        self.tiering = make_tiering(config.tiers, engine, self.metrics)
         self._prefix_lending = PrefixLending(
             worker_id=config.worker_id,
             lease_s=config.lease_s,
             engine=engine,
+            tiering=self.tiering,
             lending=self._lending,
         )
         self._readable = ReadablePeers(self._transfer)
@@ -140,6 +145,7 @@ class Worker:
             engine=engine,
             offering=self._offering,
             borrowing=self._borrowing,
+            tiering=self.tiering,
             lending=self._lending,
             parking=self._parking,
             outbox=self._outbox,
@@ -174,6 +180,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._crashed = loop.create_future()
         await asyncio.to_thread(self._transfer.start)
+        await asyncio.to_thread(self.tiering.start)
         self._engine_thread = EngineThread(self.engine, loop, self._on_step, self._on_crash)
         self._engine_thread.start()
         await self._server.start(self.config.host, 0, self._link_key, self._hello, self._serve)
@@ -187,26 +194,7 @@ class Worker:
         return await self._meetings.meet_all(peers)
 
     def info(self) -> WorkerInfo:
-        engine = self.config.engine
-        return WorkerInfo(
-            worker_id=self.config.worker_id,
-            pool=self.config.pool,
-            node_group=self.config.node_group,
-            role=self.config.role,
-            address=WorkerAddress(
-                worker_id=self.config.worker_id,
-                host=self.config.host,
-                port=self._server.port,
-                link_key=self._link_key,
-            ),
-            dtype=self.engine.layout.dtype,
-            layout_digest=self.engine.layout.layout_digest,
-            num_blocks=self.engine.pool.num_blocks,
-            max_batch_size=engine.max_batch_size,
-            max_tokens_per_step=engine.max_tokens_per_step,
-            max_model_len=engine.max_model_len,
-            max_sequence_tokens=self.engine.max_sequence_tokens,
-        )
+        return info_of(self.config, self.engine, port=self._server.port, link_key=self._link_key)
 
     def snapshot(self) -> WorkerSnapshot:
         pool = self.engine.pool
@@ -232,6 +220,7 @@ class Worker:
     def metrics_text(self) -> bytes:
         """Prometheus exposition of this worker, as of now."""
         self.metrics.set_snapshot(self.snapshot())
+        self.metrics.tiers.set(self.tiering.snapshots())
         return self.metrics.text()
 
     async def crashed(self) -> BaseException:
@@ -263,6 +252,7 @@ class Worker:
         if self._engine_thread is not None:
             self._engine_thread.stop()
         self._transfer.stop()
+        self.tiering.stop()
         self.engine.close()
 
     async def _tick_forever(self) -> None:
@@ -270,6 +260,7 @@ class Worker:
             await asyncio.sleep(TICK_S)
             if not self._transfer.is_running:
                 raise TransferError("the transfer thread has ended: no KV moves to or from here")
+            self.tiering.tick()
             self._lending.tick()
             self._parking.tick()
             self._pulling.tick()
@@ -325,7 +316,7 @@ class Worker:
             case Acknowledge():
                 self._lending.on_acknowledge(message)
             case Borrow():
-                connection.send(self._prefix_lending.lend(connection, message))
+                self._tasks.start(self._prefix_lending.answer(connection, message))
             case Lent():
                 self._borrowing.on_lent(connection, message)
             case _:

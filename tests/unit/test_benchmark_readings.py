@@ -29,8 +29,9 @@ from benchmarks.processes import (
 )
 from benchmarks.scrape import Scrape, bucket_quantile
 from benchmarks.stamped_api import make_pdray_api, make_plain_api, save_stamp_tokenizer
+from pdray.metrics.buckets import TRANSFER_BUCKETS_S
 from pdray.metrics.exposition import merge_expositions
-from pdray.metrics.prometheus import TRANSFER_BUCKETS_S, WorkerMetrics
+from pdray.metrics.prometheus import WorkerMetrics
 
 
 def scrape_of(*workers: WorkerMetrics) -> Scrape:

@@ -102,6 +102,17 @@ def test_the_serve_deploy_file_names_a_shipped_config_and_the_builder() -> None:
         ("pools.prefill.engine.max_model_len", 0, ["max_model_len = 0", "greater than or equal"]),
         ("pools.prefill.engine.device", "gpu", ["device = 'gpu'", "accepted: cpu, cuda"]),
         ("pools.prefill.engine.device", "cuda", ["node_groups.a.resources_per_worker", "GPU: 1"]),
+        (
+            "pools.prefill.tiers",
+            {"host_byte": 1},
+            ["tiers.host_byte: unknown key", "did you mean host_bytes?", "known keys: host_bytes"],
+        ),
+        ("pools.prefill.tiers", {}, ["pools.prefill.tiers.host_bytes"]),
+        (
+            "pools.prefill.tiers",
+            {"host_bytes": "1GiB", "disk_path": "/kv"},
+            ["tiers.disk_bytes, pools.prefill.tiers.disk_path", "both or neither"],
+        ),
         ("pools.prefill.role", "both", ["role = 'both'", "'prefill', 'decode' or 'mixed'"]),
         ("pools.prefill.replicas", 0, ["pools.prefill.replicas = 0"]),
         ("pools.prefill.node_groups", [], ["node_groups = []", "at least one"]),
@@ -155,6 +166,28 @@ def test_what_several_ranks_cannot_have_is_refused(
     text = error_of(data)
     for word in words:
         assert word in text
+
+
+def test_tiers_and_several_ranks_do_not_go_together() -> None:
+    data = good()
+    for pool in data["pools"].values():
+        pool["engine"]["tensor_parallel"] = 2
+    data["pools"]["decode"]["tiers"] = {"host_bytes": "1GiB"}
+    with pytest.raises(ConfigError, match=r"decode.engine.tensor_parallel = 2.*tiers hold"):
+        parse_config(data)
+
+
+def test_a_pools_tiers_are_in_bytes() -> None:
+    data = good()
+    disk = {"disk_bytes": "1TiB", "disk_path": "~/kv"}
+    data["pools"]["decode"]["tiers"] = {"host_bytes": "64GiB", "session_ttl_s": 60.0} | disk
+    config = parse_config(data)
+    assert config.tier_config("prefill") is None
+    tiers = config.tier_config("decode")
+    assert tiers is not None
+    assert (tiers.host_bytes, tiers.disk_bytes) == (64 * 2**30, 2**40)
+    assert tiers.disk_path == Path.home() / "kv"
+    assert tiers.session_ttl_s == 60.0
 
 
 def test_a_missing_key_is_named() -> None:

@@ -21,6 +21,7 @@ class HostTier:
 
     def __init__(self, storage: KVStorage, num_bytes: int) -> None:
         self.entries = TierEntries(max(1, num_bytes // storage.block_bytes))
+        self.block_bytes = storage.block_bytes
         self._storage = storage
         size = self.entries.num_slots * storage.block_bytes
         self._stream: torch.cuda.Stream | None = None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pdray.core.clock import Clock
 from pdray.core.errors import TransferError
+from pdray.core.snapshot import TierSnapshot
 from pdray.kvcache.prefix_index import BlockName
 from pdray.kvcache.tiers.base import Tier
 from pdray.kvcache.tiers.disk import DiskTier
@@ -21,8 +22,6 @@ from pdray.kvcache.tiers.host import HostTier
 
 MAX_HEADROOM = 512
 """Slots of the host tier whose blocks are on disk before others need the place."""
-COPIED_AT_ONCE = 32
-"""Of a session's blocks: an eviction, for which a step may wait, waits for no more."""
 RETRY_S = 30.0
 """Without a write, after the disk took one badly."""
 
@@ -34,7 +33,6 @@ class TierCounts:
     num_demoted: int = 0
     num_promoted: int = 0
     num_failed: int = 0
-    """Those that could not be written, or were not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Tiers:
         self, host: HostTier, *, session_ttl_s: float, clock: Clock, on_work: Callable[[], None]
     ) -> None:
         """``clock`` counts seconds since 1970: what it says is read in other lives."""
-        self._host = host
+        self.host = host
         self._disk: DiskTier | None = None
         self._session_ttl_s = session_ttl_s
         self._clock = clock
@@ -78,7 +76,7 @@ class Tiers:
     @property
     def tiers(self) -> list[Tier]:
         """The nearest first."""
-        return [self._host] if self._disk is None else [self._host, self._disk]
+        return [self.host] if self._disk is None else [self.host, self._disk]
 
     # From the device
 
@@ -86,40 +84,46 @@ class Tiers:
         """The device's pool gives them to others."""
         with self._lock:
             self._save(blocks)
-        self._on_work()
+            has_work = self._disk is not None and self._host_is_short
+        if has_work:
+            self._on_work()
+
+    @property
+    def _host_is_short(self) -> bool:
+        return self.host.entries.num_free_slots < self._headroom
 
     def keep(self, blocks: Sequence[tuple[int | None, BlockName]]) -> None:
         """A session's, each with the block of the device that it is in, if it is: copies stay
         here until the session's time to live has passed."""
         until = self._clock.now() + self._session_ttl_s
-        for start in range(0, len(blocks), COPIED_AT_ONCE):
-            batch = blocks[start : start + COPIED_AT_ONCE]
-            with self._lock:
-                self._save([(block_id, name) for block_id, name in batch if block_id is not None])
-                for _, name in batch:
-                    self._keep(name, until)
+        with self._lock:
+            self._save([(each, name) for each, name in blocks if each is not None], until)
+            for _, name in blocks:
+                self._keep(name, until)
         self._on_work()
 
-    def _save(self, blocks: Iterable[tuple[int, BlockName]]) -> None:
-        """Under the lock: a copy takes microseconds."""
-        host, counts = self._host.entries, self.counts["host"]
+    def _save(self, blocks: Iterable[tuple[int, BlockName]], until: float | None = None) -> None:
+        """Under the lock: a copy takes microseconds. ``until`` is when a session ends."""
+        host, counts = self.host.entries, self.counts["host"]
         added: list[tuple[int, TierEntry]] = []
         for block_id, name in blocks:
             if (known := host.find(name)) is not None:
                 host.use(known)
             elif (entry := host.add(name)) is not None:
                 host.unpin(entry)
+                if until is not None:  # or the next one would take its place
+                    host.keep(entry, until)
                 added.append((block_id, entry))
             else:
                 counts.num_failed += 1
         # Some may have been given up for later ones.
         left = [(block_id, entry) for block_id, entry in added if not entry.is_removed]
-        self._host.save([block_id for block_id, _ in left], [entry for _, entry in left])
+        self.host.save([block_id for block_id, _ in left], [entry for _, entry in left])
         counts.num_demoted += len(left)
 
     def _keep(self, name: BlockName, until: float) -> None:
-        if (entry := self._host.entries.find(name)) is not None:
-            self._host.entries.keep(entry, until)
+        if (entry := self.host.entries.find(name)) is not None:
+            self.host.entries.keep(entry, until)
         if self._disk is None:
             return
         on_disk = self._disk.entries.find(name)
@@ -240,13 +244,13 @@ class Tiers:
         counts = self.counts["disk"]
         is_written = False
         try:
-            disk.store([to for _, to in pairs], [self._host.row(entry) for entry, _ in pairs])
+            disk.store([to for _, to in pairs], [self.host.row(entry) for entry, _ in pairs])
             counts.num_demoted += len(pairs)
             is_written = True
         finally:
             with self._lock:
                 for entry, to in pairs:
-                    self._host.entries.unpin(entry)
+                    self.host.entries.unpin(entry)
                     if not is_written:
                         counts.num_failed += 1
                         disk.entries.remove(to)
@@ -262,14 +266,14 @@ class Tiers:
             if entry.keep_until is not None:
                 disk.entries.keep(to, entry.keep_until)
             self._wanted.pop(entry.name, None)
-            self._host.entries.pin(entry)
+            self.host.entries.pin(entry)
             pairs.append((entry, to))
         return pairs
 
     def _due(self, disk: DiskTier) -> Iterable[TierEntry]:
         """Blocks of the host that should be on disk and are not: those of sessions, and those
         that would be given up next."""
-        host = self._host.entries
+        host = self.host.entries
         wanted = [entry for name in self._wanted if (entry := host.find(name)) is not None]
         self._wanted = {entry.name: None for entry in wanted if entry.name not in disk.entries}
         yield from (entry for entry in wanted if entry.name in self._wanted)
@@ -277,6 +281,20 @@ class Tiers:
         for entry in itertools.islice(host, num_next):
             if entry.name not in disk.entries and entry.name not in self._wanted:
                 yield entry
+
+    def snapshots(self) -> list[TierSnapshot]:
+        with self._lock:
+            return [
+                TierSnapshot(
+                    tier=tier.name,
+                    num_blocks=len(tier.entries),
+                    num_bytes=len(tier.entries) * self.host.block_bytes,
+                    num_demoted=self.counts[tier.name].num_demoted,
+                    num_promoted=self.counts[tier.name].num_promoted,
+                    num_failed=self.counts[tier.name].num_failed,
+                )
+                for tier in self.tiers
+            ]
 
     def check_integrity(self) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import WorkerSnapshot, WorkerState
+from pdray.core.snapshot import TierSnapshot, WorkerSnapshot, WorkerState
 from pdray.metrics.exposition import merge_expositions
 from pdray.metrics.prometheus import FrontendMetrics, Outcome, WorkerMetrics
 
@@ -174,3 +174,26 @@ def test_a_label_value_with_a_line_separator_survives_merging() -> None:
 def test_no_created_samples_are_shown() -> None:
     assert b"_created" not in FrontendMetrics("r0").text()
     assert b"_created" not in WorkerMetrics("w", "p").text()
+
+
+def test_tiers_are_shown_where_there_are_some() -> None:
+    metrics = WorkerMetrics("w", "pool")
+    assert b"pdray_kv_tier_blocks{" not in metrics.text()
+    host = TierSnapshot(
+        tier="host", num_blocks=3, num_bytes=30, num_demoted=7, num_promoted=4, num_failed=1
+    )
+    metrics.tiers.set([host])
+    metrics.tiers.set([replace(host, num_demoted=9)])
+    metrics.tiers.promoted(4, 0.002)
+    samples = parse(metrics.text())
+    labels = {"worker_id": "w", "pool": "pool", "tier": "host"}
+    for name, number in (
+        ("pdray_kv_tier_blocks", 3),
+        ("pdray_kv_tier_bytes", 30),
+        ("pdray_kv_tier_demoted_blocks_total", 9),
+        ("pdray_kv_tier_hit_blocks_total", 4),
+        ("pdray_kv_tier_failed_blocks_total", 1),
+    ):
+        assert value(samples, name, **labels) == number
+    assert value(samples, "pdray_kv_promoted_blocks_total", worker_id="w", pool="pool") == 4
+    assert value(samples, "pdray_kv_promotion_seconds_sum", worker_id="w", pool="pool") == 0.002

@@ -403,3 +403,30 @@ async def test_metrics_are_prometheus_text(open_api: OpenApi) -> None:
         response = await client.get("/metrics")
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert response.text == "pdray_up 1\n"
+
+
+async def test_a_session_is_named_in_the_body_or_a_header(open_api: OpenApi) -> None:
+    source = ScriptedSource(abc)
+    async with open_api(source) as client:
+        for body, headers in (
+            ({}, {}),
+            ({"session_id": "s1"}, {}),
+            ({}, {"X-Session-Id": "s2"}),
+            ({"session_id": "s3"}, {"x-session-id": "s3"}),
+        ):
+            answer = await client.post("/v1/completions", json=COMPLETION | body, headers=headers)
+            assert answer.status_code == 200
+        answer = await client.post(
+            "/v1/completions", json=COMPLETION | {"session_id": "a"}, headers={"X-Session-Id": "b"}
+        )
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert error["param"] == "session_id"
+        assert "'a'" in error["message"]
+        assert "'b'" in error["message"]
+        answer = await client.post(
+            "/v1/completions", json=COMPLETION, headers={"X-Session-Id": "x" * 257}
+        )
+        assert answer.status_code == 400
+        assert "a string of 1 to 256 characters" in answer.json()["error"]["message"]
+    assert [request.session_id for request in source.requests] == [None, "s1", "s2", "s3"]

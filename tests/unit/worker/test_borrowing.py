@@ -163,7 +163,7 @@ async def test_an_answer_that_comes_too_late_is_given_back(
 async def test_a_prompt_is_held_up_for_a_bounded_time_and_holds_up_nobody(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefilling, "BORROW_S", MOMENT_S)
+    monkeypatch.setattr(prefilling, "FETCH_S", MOMENT_S)
     monkeypatch.setattr(borrowing, "ANSWER_TIMEOUT_S", 20.0)
     await submit(scene, prompt(), await scene.other.listen())
     link, borrow = await asked(scene.other)
@@ -223,7 +223,7 @@ async def test_no_more_is_borrowed_ahead_than_fits_together(
 ) -> None:
     """The worker holds 256 tokens. The third prompt runs at once: nobody else can."""
     monkeypatch.setattr(borrowing, "ANSWER_TIMEOUT_S", 20.0)
-    monkeypatch.setattr(prefilling, "BORROW_S", 20.0)
+    monkeypatch.setattr(prefilling, "FETCH_S", 20.0)
     source = await scene.other.listen()
     for number in range(3):
         request = request_of([number + 5] * NUM_TOKENS, 1, request_id=f"{number}")
