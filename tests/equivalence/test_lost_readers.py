@@ -9,6 +9,7 @@ import pytest
 
 from pdray.config import PdrayConfig
 from pdray.core.errors import WorkerLostError
+from pdray.core.snapshot import WorkerState
 from pdray.local import LocalCluster
 from pdray.worker import lending
 from pdray.worker.worker import Worker
@@ -42,9 +43,10 @@ def config_with(model_path: Path, *, num_decode_workers: int, transport: str) ->
 
 
 def is_pulling(worker: Worker) -> bool:
-    """It has begun to read a prompt of which there is more to come."""
+    """It has begun to read a prompt of which there is more to come, and goes on."""
     marks = [pull.watermark for pull in worker._pulling._pulls.values()]
-    return any(mark is not None and mark.first_token_id is None for mark in marks)
+    is_reading = any(mark is not None and mark.first_token_id is None for mark in marks)
+    return is_reading and worker.state is WorkerState.READY
 
 
 async def stop_one_that_pulls(workers: list[Worker]) -> Worker:

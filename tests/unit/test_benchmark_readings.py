@@ -41,6 +41,7 @@ def scrape_of(*workers: WorkerMetrics) -> Scrape:
 def pull(worker: WorkerMetrics, num_bytes: int, *, is_hidden: bool) -> None:
     worker.transfer_finished(
         0.001,
+        queued_s=0.0,
         transport="nixl",
         source_pool="prefill",
         num_blocks=num_bytes // 100,
