@@ -86,6 +86,7 @@ def is_idle(worker: Worker) -> bool:
     worker.engine.pool.check_integrity()
     snapshot = worker.snapshot()
     num_unused = snapshot.num_free_blocks + snapshot.num_cached_blocks
+    assert worker.engine.num_unaccounted_blocks == 0
     return num_unused == snapshot.num_blocks and snapshot.num_waiting == 0
 
 
