@@ -10,7 +10,7 @@ from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -172,6 +172,30 @@ class Withdraw(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     lease_id: str
 
 
+class Renew(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Reader to owner: I need these leases for longer. ``asked_at``, of the reader's own clock,
+    comes back with the answer."""
+
+    lease_ids: tuple[str, ...]
+    asked_at: float
+
+
+class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Owner to reader: these last for another lease's time, counted from ``asked_at``. Those that
+    are not among them do not."""
+
+    lease_ids: tuple[str, ...]
+    asked_at: float
+
+
+class GiveUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Reader to owner: I shall not use these blocks, but a read of them is still in flight;
+    Acknowledge comes when it is not."""
+
+    lease_id: str
+    reason: str
+
+
 class Acknowledge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Decode to prefill worker: no read of this lease is in flight or will be; it ends.
     ``failure`` is set where the blocks did not arrive."""
@@ -219,6 +243,9 @@ Message = (
     | OfferReply
     | Publish
     | Withdraw
+    | Renew
+    | Renewed
+    | GiveUp
     | Acknowledge
     | Borrow
     | Lent

@@ -1,9 +1,11 @@
-"""When an owner may use its blocks again: the lease protocol, without clock or I/O.
+"""When an owner may use its blocks again: its side of the lease protocol, without clock or I/O.
 
-Why a lease that nobody acknowledges ends safely: a reader reads for ``lease_s`` after it *got* the
-last message of a lease, on its own clock, and throws away what arrives later. The owner counts
-``lease_s`` from when it *sent* that message, and then ``quarantine_s``. So ``quarantine_s`` must be
-longer than a message can be under way; a link that delivers nothing for some 15 s is cut.
+Why a lease that nobody acknowledges ends safely: a reader counts its time from when it *sent* the
+message (that it accepts, or wants more time) which the owner counts from having *received*. So
+the reader's is over first, however long messages take, and what arrives at the reader later is
+thrown away. ``quarantine_s``, and a bit that the reader takes off its time (reading.py), are for
+clocks of unlike speed. Against a reader whose clock stood still, as with a suspended machine, there
+is the lease's epoch (epochs.py).
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ class LeaseState(enum.StrEnum):
 
     ::
 
-        OFFERED --accept--> GRANTED --withdraw--> ENDING
-           |                   |                    |
-           |                   +---- deadline, -----+---> QUARANTINED
-           |                   |    reader lost     |          |
-           |                   |                    |          | quarantine over,
-           | refuse, withdraw, | acknowledge,       | same     | acknowledge,
-           | deadline, reader  | reader gone        |          | reader gone
-           | lost or gone      v                    v          v
-           +----------------> ENDED <---------------+----------+
+                               +-+ renew
+                               | v
+        OFFERED --accept--> GRANTED --withdraw, give up--> ENDING
+           |                   |                             |
+           |                   +--- deadline, reader lost ---+---> QUARANTINED
+           |                   |                             |          |
+           | refuse, withdraw, | acknowledge,                | same     | quarantine over,
+           | give up, deadline,| reader gone                 |          | acknowledge,
+           | reader lost/gone  v                             v          v reader gone
+           +----------------> ENDED <------------------------+----------+
 
-    An offer that was not accepted can end at once, as nothing of it was ever published.
+    An offer that was not accepted can end at once, as nothing of it was ever published. One that
+    is ENDING waits for the acknowledgement that no read is in flight any more.
     Events with no arrow are doubled or late messages, and change nothing.
     """
 
@@ -45,6 +49,8 @@ class LeaseEvent(enum.StrEnum):
     ACCEPT = "accept"
     REFUSE = "refuse"
     WITHDRAW = "withdraw"
+    RENEW = "renew"
+    GIVE_UP = "give up"
     ACKNOWLEDGE = "acknowledge"
     READER_LOST = "reader lost"
     READER_GONE = "reader gone"
@@ -57,11 +63,14 @@ TRANSITIONS: dict[tuple[LeaseState, LeaseEvent], LeaseState] = {
     (_S.OFFERED, _E.ACCEPT): _S.GRANTED,
     (_S.OFFERED, _E.REFUSE): _S.ENDED,
     (_S.OFFERED, _E.WITHDRAW): _S.ENDED,
+    (_S.OFFERED, _E.GIVE_UP): _S.ENDED,
     (_S.OFFERED, _E.ACKNOWLEDGE): _S.ENDED,
     (_S.OFFERED, _E.READER_LOST): _S.ENDED,
     (_S.OFFERED, _E.READER_GONE): _S.ENDED,
     (_S.OFFERED, _E.DEADLINE): _S.ENDED,
+    (_S.GRANTED, _E.RENEW): _S.GRANTED,
     (_S.GRANTED, _E.WITHDRAW): _S.ENDING,
+    (_S.GRANTED, _E.GIVE_UP): _S.ENDING,
     (_S.GRANTED, _E.ACKNOWLEDGE): _S.ENDED,
     (_S.GRANTED, _E.READER_LOST): _S.QUARANTINED,
     (_S.GRANTED, _E.READER_GONE): _S.ENDED,
@@ -74,6 +83,8 @@ TRANSITIONS: dict[tuple[LeaseState, LeaseEvent], LeaseState] = {
     (_S.QUARANTINED, _E.READER_GONE): _S.ENDED,
     (_S.QUARANTINED, _E.QUARANTINE_OVER): _S.ENDED,
 }
+EXTENDING = frozenset({_E.ACCEPT, _E.RENEW})
+"""The deadline is counted anew from these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +145,19 @@ class LeaseTable:
         self._leases[lease_id] = lease
         return lease
 
+    def may_publish(self, lease_id: str) -> bool:
+        lease = self._leases.get(lease_id)
+        return lease is not None and lease.state is LeaseState.GRANTED
+
     def accept(self, lease_id: str, now: float) -> tuple[Lease, ...]:
         """The reader has reserved its blocks. Where the lease is not ``in`` the table any more,
         the caller tells the reader so with a withdrawal."""
-        changed = self._apply(lease_id, LeaseEvent.ACCEPT)
-        return tuple(self._extend(lease, now) for lease in changed)
+        return self._apply(lease_id, LeaseEvent.ACCEPT, now)
+
+    def renew(self, lease_id: str, now: float) -> bool:
+        """The reader wants more time. False where the lease is not GRANTED: it must not be told
+        that it has any."""
+        return bool(self._apply(lease_id, LeaseEvent.RENEW, now))
 
     def refuse(self, lease_id: str) -> tuple[Lease, ...]:
         """The reader reserved nothing."""
@@ -148,18 +167,13 @@ class LeaseTable:
         """The request is over; the caller tells the reader, who may still be reading."""
         return self._apply(lease_id, LeaseEvent.WITHDRAW)
 
+    def give_up(self, lease_id: str) -> tuple[Lease, ...]:
+        """The reader has no use for the blocks any more, and may still be reading."""
+        return self._apply(lease_id, LeaseEvent.GIVE_UP)
+
     def acknowledge(self, lease_id: str) -> tuple[Lease, ...]:
         """The reader reads no more, and will not."""
         return self._apply(lease_id, LeaseEvent.ACKNOWLEDGE)
-
-    def renew(self, lease_id: str, now: float) -> bool:
-        """Counts the deadline from ``now``: before each message that lets the reader read on.
-        False where the lease is not GRANTED: that message must not be sent then."""
-        lease = self._leases.get(lease_id)
-        if lease is None or lease.state is not LeaseState.GRANTED:
-            return False
-        self._extend(lease, now)
-        return True
 
     def reader_lost(self, reader_id: str) -> tuple[Lease, ...]:
         """The link to the reader broke: its process may live and read on."""
@@ -187,20 +201,21 @@ class LeaseTable:
             return lease.deadline + self._quarantine_s
         return lease.deadline
 
-    def _extend(self, lease: Lease, now: float) -> Lease:
-        extended = replace(lease, deadline=now + self._lease_s)
-        self._leases[lease.lease_id] = extended
-        return extended
-
     def _apply_to_reader(self, reader_id: str, event: LeaseEvent) -> tuple[Lease, ...]:
         lease_ids = [lease.lease_id for lease in self if lease.reader_id == reader_id]
         return tuple(c for lease_id in lease_ids for c in self._apply(lease_id, event))
 
-    def _apply(self, lease_id: str, event: LeaseEvent) -> tuple[Lease, ...]:
+    def _apply(
+        self, lease_id: str, event: LeaseEvent, now: float | None = None
+    ) -> tuple[Lease, ...]:
         lease = self._leases.get(lease_id)
         if lease is None or (lease.state, event) not in TRANSITIONS:
             return ()
-        changed = replace(lease, state=TRANSITIONS[lease.state, event])
+        deadline = lease.deadline
+        if event in EXTENDING:
+            assert now is not None, f"{event} without a time"
+            deadline = now + self._lease_s
+        changed = replace(lease, state=TRANSITIONS[lease.state, event], deadline=deadline)
         if changed.state is LeaseState.ENDED:
             del self._leases[lease_id]
         else:

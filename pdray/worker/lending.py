@@ -12,14 +12,14 @@ from pdray.engine.engine import Engine
 from pdray.engine.holds import BlockHold
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
-from pdray.link.messages import Acknowledge, Publish, Withdraw
+from pdray.link.messages import Acknowledge, GiveUp, Publish, Renew, Renewed, Withdraw
 from pdray.transfer.lease import Lease, LeaseState, LeaseTable
 from pdray.transfer.transfer_thread import TransferThread
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE_S = 20.0
-"""Longer than a message can be under way: a link that delivers nothing is cut before."""
+QUARANTINE_SHARE = 1 / 6
+"""Of a lease's time, after it has run out: clocks may be of unlike speed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +28,8 @@ class _Loan:
 
     reader: Connection
     hold: BlockHold = field(default_factory=BlockHold)
+    is_over: bool = False
+    """Its end was told, though the blocks may be read still."""
 
 
 class Lending:
@@ -35,7 +37,7 @@ class Lending:
     the protocol lets go of them.
 
     ``on_end(lease_id, failure)`` is called once for each lease that was accepted, when its reader
-    has no more to do with the blocks: for a lost or silent one as they go into quarantine. Lives
+    has all, or will never have: for a lost or silent one as the blocks go into quarantine. Lives
     on the event loop.
     """
 
@@ -52,7 +54,7 @@ class Lending:
         self._transfer = transfer
         self._clock = clock
         self._on_end = on_end
-        self._table = LeaseTable(lease_s=lease_s, quarantine_s=QUARANTINE_S)
+        self._table = LeaseTable(lease_s=lease_s, quarantine_s=lease_s * QUARANTINE_SHARE)
         self._loans: dict[str, _Loan] = {}
 
     @property
@@ -89,7 +91,7 @@ class Lending:
     ) -> None:
         """Lets the reader read what is computed of a prompt; not where the lease has run out, or
         its reader is gone."""
-        if not self._table.renew(lease_id, self._clock.now()):
+        if not self._table.may_publish(lease_id):
             return
         loan = self._loans[lease_id]
         watermark = Watermark(
@@ -108,6 +110,17 @@ class Lending:
         if loan is not None and changed:
             loan.reader.send(Withdraw(lease_id=lease_id))
         self._apply(changed, None)
+
+    def on_renew(self, reader: Connection, message: Renew) -> None:
+        now = self._clock.now()
+        renewed = tuple(each for each in message.lease_ids if self._table.renew(each, now))
+        if renewed:
+            reader.send(Renewed(lease_ids=renewed, asked_at=message.asked_at))
+
+    def on_give_up(self, message: GiveUp) -> None:
+        loan = self._loans.get(message.lease_id)
+        if self._table.give_up(message.lease_id) and loan is not None:
+            self._tell_end(message.lease_id, loan, message.reason)
 
     def on_acknowledge(self, message: Acknowledge) -> None:
         self._apply(self._table.acknowledge(message.lease_id), message.failure)
@@ -132,13 +145,18 @@ class Lending:
     def _quarantine(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
         logger.warning("lease in quarantine: %s, lease_id=%s", failure, lease_id)
         self._engine.holds.quarantine(loan.hold)
-        self._on_end(lease_id, failure)
+        self._tell_end(lease_id, loan, failure)
 
     def _release(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
         del self._loans[lease_id]
         self._transfer.end_lending()
+        self._tell_end(lease_id, loan, failure)
         if loan.hold.is_quarantined:
             self._engine.holds.end_quarantine(loan.hold)
         else:
-            self._on_end(lease_id, failure)
             self._engine.holds.release(loan.hold)
+
+    def _tell_end(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
+        if not loan.is_over:
+            loan.is_over = True
+            self._on_end(lease_id, failure)

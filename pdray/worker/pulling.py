@@ -12,10 +12,11 @@ from pdray.core.handoff import Handoff, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
-from pdray.link.messages import Acknowledge, OfferReply, PrefillLost
+from pdray.link.messages import Acknowledge, GiveUp, OfferReply, PrefillLost, Renew, Renewed
 from pdray.metrics.prometheus import WorkerMetrics
-from pdray.transfer.transfer_thread import TransferThread
-from pdray.worker.attempts import AttemptTable
+from pdray.transfer.reading import LeasedRead, ReadState, ReadTable
+from pdray.transfer.transfer_thread import PullReport, TransferThread
+from pdray.worker.attempts import AttemptKey, AttemptTable
 from pdray.worker.decoding import Decoding
 from pdray.worker.outbox import Outbox
 from pdray.worker.readable_peers import ReadablePeers
@@ -25,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 RESERVED_MARGIN_TOKENS = 128
 """Room to grow that a reservation holds beyond its prompt; preemption covers what is longer."""
+REMEMBERED_S = 60.0
+"""Longer than any offer can be under way."""
+READ_ATTEMPTS = 3
+READ_RETRY_S = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -34,17 +39,18 @@ class Pull:
     handoff: Handoff
     owner: Connection
     sequence: Sequence
-    deadline: float
     watermark: Watermark | None = None
     next_blocks: dict[int, int] = field(default_factory=dict)
-    num_reads: int = 0
     complete_at: float | None = None
     """When the last watermark came: from then on the transfer can be seen from outside."""
-    failure: str | None = None
 
     @property
-    def is_over(self) -> bool:
-        return self.failure is not None
+    def lease_id(self) -> str:
+        return self.handoff.lease_id
+
+    @property
+    def key(self) -> AttemptKey:
+        return self.handoff.request.request_id, self.handoff.attempt
 
     @property
     def num_found_blocks(self) -> int:
@@ -96,6 +102,7 @@ class Pulling:
         self._max_batch_size = max_batch_size
         self._outbox = outbox
         self._clock = clock
+        self._reads = ReadTable(remembered_s=REMEMBERED_S)
         self._pulls: dict[str, Pull] = {}
 
     @property
@@ -108,6 +115,9 @@ class Pulling:
         def reply(refusal: str | None, *, is_final: bool = False) -> OfferReply:
             return OfferReply(lease_id=handoff.lease_id, refusal=refusal, is_final=is_final)
 
+        if self._reads.knows(handoff.lease_id):
+            is_over = handoff.lease_id not in self._pulls
+            return reply("the lease is over here" if is_over else None, is_final=is_over)
         num_taken = len(self._pulls) + self._engine.num_running + self._engine.num_waiting
         if num_taken >= self._max_batch_size:
             return reply(f"batch of {self._max_batch_size} is full")
@@ -125,38 +135,36 @@ class Pulling:
             self._engine.release(sequence)
             return reply("the attempt was cancelled", is_final=True)
         self._readable.add(owner)
-        deadline = self._clock.now() + handoff.lease_s / 2
-        self._pulls[handoff.lease_id] = Pull(handoff, owner, sequence, deadline)
+        self._pulls[handoff.lease_id] = Pull(handoff, owner, sequence)
+        now = self._clock.now()
+        self._reads.reserve(handoff.lease_id, owner.peer_id, handoff.lease_s, now)
         return reply(None)
 
     def on_publish(self, watermark: Watermark) -> None:
-        pull = self._pulls.get(watermark.lease_id)
-        if pull is None or pull.is_over:
+        pull, read = self._pulls.get(watermark.lease_id), self._reads.get(watermark.lease_id)
+        if pull is None or read is None or not read.is_open:
             return
         known = pull.watermark
         if known is not None and watermark.ready_tokens <= known.ready_tokens:
             return
         pull.watermark = watermark
         now = self._clock.now()
-        pull.deadline = now + pull.handoff.lease_s / 2
         if watermark.first_token_id is not None:
             pull.complete_at = now
         remote, local = pull.take_new_blocks()
         if remote:
-            self._read(pull, remote, local)
-        self._settle(pull)
-
-    def _read(self, pull: Pull, remote: list[int], local: list[int]) -> None:
-        pull.num_reads += 1
-        self._tasks.start(self._await_read(pull, remote, local))
+            if not self._reads.begin(pull.lease_id, now):
+                return  # out of time: the next tick gives it up
+            self._tasks.start(self._await_read(pull, remote, local))
+        if watermark.first_token_id is not None:
+            self._apply(pull, self._reads.last(pull.lease_id, now))
 
     async def _await_read(self, pull: Pull, remote: list[int], local: list[int]) -> None:
-        owner_id = pull.owner.peer_id
+        failure: str | None = None
         try:
-            reading = self._transfer.pull(owner_id, remote, local, flow=pull.handoff.lease_id)
-            report = await asyncio.wrap_future(reading)
+            report = await self._read(pull, remote, local)
         except TransferError as error:
-            self._give_up(pull, str(error))
+            failure = str(error)
         else:
             self._metrics.transfer_finished(
                 report.transfer_s,
@@ -167,21 +175,45 @@ class Pulling:
                 num_bytes=report.num_bytes,
                 is_hidden=pull.complete_at is None,
             )
-        pull.num_reads -= 1
-        self._settle(pull)
+        self._apply(pull, self._reads.end(pull.lease_id, failure, self._clock.now()))
 
-    def _settle(self, pull: Pull) -> None:
-        """Ends the pull if no read is in flight and it is complete, or over."""
-        if pull.num_reads or pull.handoff.lease_id not in self._pulls:
+    async def _read(self, pull: Pull, remote: list[int], local: list[int]) -> PullReport:
+        """Raises TransferError once it has failed READ_ATTEMPTS times, or need not be tried
+        again."""
+        num_failed = 0
+        while True:
+            try:
+                reading = self._transfer.pull(pull.owner.peer_id, remote, local, flow=pull.lease_id)
+                return await asyncio.wrap_future(reading)
+            except TransferError as error:
+                num_failed += 1
+                read = self._reads.get(pull.lease_id)
+                is_wanted = read is not None and read.is_open and not pull.owner.is_closed
+                if num_failed == READ_ATTEMPTS or not is_wanted:
+                    raise
+                logger.warning("a read is tried again: %s, lease_id=%s", error, pull.lease_id)
+            await asyncio.sleep(READ_RETRY_S)
+            self._readable.add_again(pull.owner)
+
+    def _apply(self, pull: Pull, changed: LeasedRead | None) -> None:
+        """What a new state of its reading means for a pull's blocks."""
+        if changed is None:
             return
-        if pull.is_over:
-            self._end_failed(pull)
-        elif pull.watermark is not None and pull.watermark.first_token_id is not None:
-            self._join(pull, pull.watermark.first_token_id)
+        match changed.state:
+            case ReadState.DRAINING:
+                self._engine.quarantine(pull.sequence)
+                reason = changed.failure or ""
+                pull.owner.send(GiveUp(lease_id=pull.lease_id, reason=reason))
+            case ReadState.ARRIVED:
+                assert pull.watermark is not None
+                assert pull.watermark.first_token_id is not None
+                self._join(pull, pull.watermark.first_token_id)
+            case ReadState.GIVEN_UP:
+                self._end_failed(pull, changed.failure)
 
     def _join(self, pull: Pull, first_token_id: int) -> None:
-        del self._pulls[pull.handoff.lease_id]
-        pull.owner.send(Acknowledge(lease_id=pull.handoff.lease_id, failure=None))
+        del self._pulls[pull.lease_id]
+        pull.owner.send(Acknowledge(lease_id=pull.lease_id, failure=None))
         assert pull.complete_at is not None
         self._metrics.blocks_found(
             num_blocks=pull.num_found_blocks, block_bytes=self._engine.layout.block_bytes
@@ -190,44 +222,34 @@ class Pulling:
         pull.sequence.arrive(first_token_id)
         self._engine.add(pull.sequence)
 
-    def _end_failed(self, pull: Pull) -> None:
-        del self._pulls[pull.handoff.lease_id]
-        self._attempts.end(pull.handoff.request.request_id, pull.handoff.attempt)
+    def _end_failed(self, pull: Pull, failure: str | None) -> None:
+        del self._pulls[pull.lease_id]
+        self._attempts.end(*pull.key)
         if pull.sequence.is_quarantined:
             self._engine.end_quarantine(pull.sequence)
         else:
             self._engine.release(pull.sequence)
-        if not pull.owner.is_closed:
-            pull.owner.send(Acknowledge(lease_id=pull.handoff.lease_id, failure=pull.failure))
+        pull.owner.send(Acknowledge(lease_id=pull.lease_id, failure=failure))
 
     def _give_up(self, pull: Pull, reason: str) -> None:
         """The pull will not end well. Its blocks stay untouchable while a read may fill them."""
-        if pull.is_over:
-            return
-        pull.failure = reason
-        if pull.num_reads:
-            self._engine.quarantine(pull.sequence)
+        self._apply(pull, self._reads.give_up(pull.lease_id, reason, self._clock.now()))
 
     def withdraw(self, owner: Connection, lease_id: str) -> None:
         """The owner has no more use for the pull; it is told when the last read is over."""
         pull = self._pulls.get(lease_id)
         if pull is None:
+            self._reads.refuse(lease_id, self._clock.now())
             owner.send(Acknowledge(lease_id=lease_id, failure="unknown lease"))
             return
         self._give_up(pull, "withdrawn by its owner")
-        self._settle(pull)
 
     def cancel(self, request_id: str, attempt: int) -> None:
         for pull in self._pulls_of(request_id, attempt):
             self._give_up(pull, "cancelled")
-            self._settle(pull)
 
     def _pulls_of(self, request_id: str, attempt: int) -> list[Pull]:
-        return [
-            pull
-            for pull in self._pulls.values()
-            if (pull.handoff.request.request_id, pull.handoff.attempt) == (request_id, attempt)
-        ]
+        return [pull for pull in self._pulls.values() if pull.key == (request_id, attempt)]
 
     def on_owner_lost(self, owner: Connection) -> None:
         """The prefill worker is gone: nothing more will come of its handoffs."""
@@ -236,12 +258,19 @@ class Pulling:
                 self._fail(pull, f"prefill worker {owner.peer_id} was lost during the handoff")
 
     def tick(self) -> None:
-        """Gives up the pulls that have seen no progress for half a lease."""
+        """Asks for more time where it is due, and gives up the pulls that have none left."""
         now = self._clock.now()
-        for pull in list(self._pulls.values()):
-            if pull.deadline <= now and not pull.is_over:
-                self._give_up(pull, f"no progress within {pull.handoff.lease_s / 2} s")
-                self._settle(pull)
+        for read in self._reads.tick(now):
+            self._apply(self._pulls[read.lease_id], read)
+        due: dict[Connection, list[str]] = {}
+        for read in self._reads.take_renewals(now):
+            due.setdefault(self._pulls[read.lease_id].owner, []).append(read.lease_id)
+        for owner, lease_ids in due.items():
+            owner.send(Renew(lease_ids=tuple(lease_ids), asked_at=now))
+
+    def on_renewed(self, message: Renewed) -> None:
+        for lease_id in message.lease_ids:
+            self._reads.renewed(lease_id, message.asked_at)
 
     def on_prefill_lost(self, frontend_id: str, message: PrefillLost) -> None:
         """Its frontend has lost the prefill worker, who will not be able to name another."""
@@ -253,7 +282,5 @@ class Pulling:
 
     def _fail(self, pull: Pull, reason: str) -> None:
         """Told to the frontend, as the owner cannot be told, or can do nothing about it."""
-        handoff = pull.handoff
-        self._outbox.fail(handoff.frontend_id, handoff.request.request_id, handoff.attempt, reason)
+        self._outbox.fail(pull.handoff.frontend_id, *pull.key, reason)
         self._give_up(pull, reason)
-        self._settle(pull)

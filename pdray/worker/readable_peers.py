@@ -29,6 +29,13 @@ class ReadablePeers:
             added.add_done_callback(lambda done: log_failure(link.peer_id, done.exception()))
         links.add(link)
 
+    def add_again(self, link: Connection) -> None:
+        """A read has failed: some transports need to be told anew then."""
+        description = link.peer_hello.transfer_description
+        if link in self._links.get(link.peer_id, ()) and description is not None:
+            added = self._transfer.add_peer(link.peer_id, description)
+            added.add_done_callback(lambda done: log_failure(link.peer_id, done.exception()))
+
     def on_lost(self, link: Connection) -> None:
         links = self._links.get(link.peer_id, set())
         if link in links:

@@ -26,6 +26,7 @@ from pdray.link.messages import (
     Borrow,
     Cancel,
     DecodeLost,
+    GiveUp,
     Hello,
     Lent,
     Meet,
@@ -36,6 +37,8 @@ from pdray.link.messages import (
     PrefillLost,
     Publish,
     ReleaseParked,
+    Renew,
+    Renewed,
     RenewParked,
     Submission,
     Submit,
@@ -313,6 +316,12 @@ class Worker:
                 self._pulling.on_publish(message.watermark)
             case Withdraw():
                 self._pulling.withdraw(connection, message.lease_id)
+            case Renew():
+                self._lending.on_renew(connection, message)
+            case Renewed():
+                self._pulling.on_renewed(message)
+            case GiveUp():
+                self._lending.on_give_up(message)
             case Acknowledge():
                 self._lending.on_acknowledge(message)
             case Borrow():

@@ -11,7 +11,6 @@ from pdray.config import PdrayConfig
 from pdray.core.errors import WorkerLostError
 from pdray.core.snapshot import WorkerState
 from pdray.local import LocalCluster
-from pdray.worker import lending
 from pdray.worker.worker import Worker
 from tests.local_cluster import (
     config_of,
@@ -24,11 +23,6 @@ from tests.local_cluster import (
 from tests.worker_peer import until
 
 PROMPT_TOKENS = 320
-
-
-@pytest.fixture(autouse=True)
-def short_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lending, "QUARANTINE_S", 0.5)
 
 
 def config_with(model_path: Path, *, num_decode_workers: int, transport: str) -> PdrayConfig:

@@ -10,6 +10,7 @@ from pdray.transfer.lease import Lease, LeaseState, LeaseTable
 
 LEASE_S = 30.0
 QUARANTINE_S = 20.0
+EVENTS = ["refuse", "withdraw", "give_up", "acknowledge"]
 READERS = ["decode-1", "decode-2", "decode-3"]
 
 
@@ -47,7 +48,7 @@ class LeaseTableMachine(RuleBasedStateMachine):
         self.last_extended[lease_id] = self.now
 
     @precondition(lambda self: self.blocks)
-    @rule(data=st.data(), event=st.sampled_from(["refuse", "withdraw", "acknowledge"]))
+    @rule(data=st.data(), event=st.sampled_from(EVENTS))
     def message(self, data: st.DataObject, event: str) -> None:
         lease_id = data.draw(self.lease_ids())
         handle = getattr(self.table, event)

@@ -17,7 +17,7 @@ def test_the_good_way_releases_blocks_at_the_acknowledgement() -> None:
     table = make_table()
     table.offer("l", "decode", now=0)
     assert states(table) == [LeaseState.OFFERED]
-    assert not table.renew("l", now=0), "nothing may be published before the reader reserved"
+    assert not table.may_publish("l"), "nothing may be published before the reader reserved"
     (granted,) = table.accept("l", now=10)
     assert (granted.state, granted.deadline) == (LeaseState.GRANTED, 40)
     assert table.renew("l", now=25)
@@ -35,7 +35,8 @@ def test_a_withdrawn_lease_waits_for_the_reader() -> None:
     (ending,) = table.withdraw("l")
     assert ending.state is LeaseState.ENDING
     assert not ending.may_release_blocks
-    assert not table.renew("l", now=1), "a withdrawn lease is published no more"
+    assert not table.may_publish("l"), "a withdrawn lease is published no more"
+    assert not table.renew("l", now=1), "and its reader gets no more time"
     (ended,) = table.acknowledge("l")
     assert ended.may_release_blocks
 
@@ -71,6 +72,17 @@ def test_a_lost_link_quarantines_and_a_dead_process_releases() -> None:
     (gone,) = table.reader_gone("decode-1")
     assert (gone.lease_id, gone.may_release_blocks) == ("a", True)
     assert states(table) == [LeaseState.OFFERED]
+
+
+def test_one_that_its_reader_has_given_up_waits_for_its_last_read() -> None:
+    table = make_table()
+    table.offer("l", "decode", now=0)
+    table.accept("l", now=0)
+    (ending,) = table.give_up("l")
+    assert ending.state is LeaseState.ENDING
+    assert table.give_up("l") == ()
+    (ended,) = table.acknowledge("l")
+    assert ended.may_release_blocks
 
 
 def test_an_answer_to_a_lease_that_is_over_changes_nothing() -> None:

@@ -18,11 +18,13 @@ from pdray.transfer.base import KVRegion
 from pdray.transfer.loopback import LoopbackTransport
 from pdray.worker import worker as worker_module
 from pdray.worker.config import WorkerConfig
+from pdray.worker.lending import QUARANTINE_SHARE
 from pdray.worker.worker import Worker
 from tests.engine_driver import engine_config
 from tests.worker_peer import Peer
 
 LEASE_S = 30.0
+QUARANTINE_S = LEASE_S * QUARANTINE_SHARE
 
 
 @pytest.fixture(scope="session")

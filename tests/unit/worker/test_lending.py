@@ -13,16 +13,18 @@ from pdray.link.messages import (
     Cancel,
     DecodeLost,
     Failed,
+    GiveUp,
     GoesOn,
     HandedOff,
     Offer,
     Publish,
+    Renew,
+    Renewed,
     Tokens,
     Withdraw,
 )
-from pdray.worker.lending import QUARANTINE_S
 from pdray.worker.prefilling import SEEK_S
-from tests.unit.worker.conftest import LEASE_S, Scene
+from tests.unit.worker.conftest import LEASE_S, QUARANTINE_S, Scene
 from tests.unit.worker.test_prefilling import answer, submit
 from tests.worker_peer import Peer, closing, until
 
@@ -194,6 +196,31 @@ async def test_a_computed_prompt_waits_for_room_until_its_time_is_up(
     _, failed = await scene.frontend.receive(Failed)
     assert "other: full; first: decode worker first was lost" in failed.reason
     scene.clock.advance(LEASE_S + QUARANTINE_S)
+    await until(scene.is_empty)
+
+
+async def test_a_reader_that_renews_keeps_its_lease_and_another_does_not(
+    scene: Scene, first: Peer
+) -> None:
+    link, lease_id = await lend_to_first(scene, first)
+    for number in range(4):
+        scene.clock.advance(LEASE_S - 1)
+        link.send(Renew(lease_ids=("no such lease", lease_id), asked_at=float(number)))
+        while not isinstance(renewed := (await first.receive(Publish | Renewed))[1], Renewed):  # type: ignore[arg-type]
+            pass
+        assert renewed == Renewed(lease_ids=(lease_id,), asked_at=float(number))
+    scene.clock.advance(LEASE_S)
+    await read_by_second(scene)
+
+
+async def test_a_reader_that_gives_up_is_replaced_before_its_last_read_is_over(
+    scene: Scene, first: Peer
+) -> None:
+    link, lease_id = await lend_to_first(scene, first)
+    link.send(GiveUp(lease_id=lease_id, reason="a read hangs"))
+    await read_by_second(scene)
+    assert scene.worker.engine.pool.num_held_blocks == 4
+    link.send(Acknowledge(lease_id=lease_id, failure="a read hangs"))
     await until(scene.is_empty)
 
 

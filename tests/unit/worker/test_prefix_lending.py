@@ -6,9 +6,8 @@ import pytest
 
 from pdray.link.connection import Connection
 from pdray.link.messages import Acknowledge, Borrow, Lent, Tokens
-from pdray.worker.lending import QUARANTINE_S
 from tests.engine_driver import sequence_of
-from tests.unit.worker.conftest import LEASE_S, Scene
+from tests.unit.worker.conftest import LEASE_S, QUARANTINE_S, Scene
 from tests.unit.worker.test_borrowing import NUM_BLOCKS, prompt, submit
 from tests.worker_peer import Peer, closing, until
 

@@ -19,9 +19,12 @@ from pdray.link.messages import (
     OfferReply,
     PrefillLost,
     Publish,
+    Renew,
+    Renewed,
     Tokens,
     Withdraw,
 )
+from pdray.transfer.reading import READER_SHARE, RENEWALS
 from pdray.transfer.transfer_thread import TransferThread
 from tests.local_cluster import request_of
 from tests.unit.worker.conftest import LEASE_S, Scene
@@ -104,24 +107,40 @@ async def test_earlier_attempts_tokens_are_counted_in_the_index(scene: Scene) ->
     assert indices == [3, 4]
 
 
-async def test_a_pull_without_progress_is_given_up(scene: Scene) -> None:
+async def test_a_pull_whose_owner_does_not_answer_is_given_up(scene: Scene) -> None:
     await reserve(scene, handoff())
-    scene.clock.advance(LEASE_S / 2)
+    scene.clock.advance(LEASE_S / RENEWALS)
+    _, renew = await scene.other.receive(Renew)
+    assert renew == Renew(lease_ids=("l",), asked_at=scene.clock.now())
+    scene.clock.advance(LEASE_S * READER_SHARE)
     _, acknowledge = await scene.other.receive(Acknowledge)
-    assert acknowledge.failure == "no progress within 15.0 s"
+    assert acknowledge.failure == "its owner did not renew the lease in time"
     assert scene.is_empty()
 
 
-async def test_each_watermark_gives_a_pull_more_time(scene: Scene) -> None:
+async def test_each_answer_gives_a_pull_more_time_from_when_it_was_asked_for(
+    scene: Scene,
+) -> None:
     link = await reserve(scene, handoff())
-    for num_blocks in (1, 2):
-        scene.clock.advance(LEASE_S / 2 - 1)
-        link.send(Publish(watermark=watermark(num_blocks, is_last=False)))
-        assert (await reply_to(scene, handoff(f"after {num_blocks}"))).is_final  # in order
-    scene.clock.advance(LEASE_S / 2 - 1)
+    for _ in range(12):
+        scene.clock.advance(LEASE_S / RENEWALS)
+        _, renew = await scene.other.receive(Renew)
+        scene.clock.advance(1)
+        link.send(Renewed(lease_ids=renew.lease_ids, asked_at=renew.asked_at))
+    assert (await reply_to(scene, handoff("after"))).is_final  # in order
     link.send(Publish(watermark=watermark(3, is_last=True)))
     _, acknowledge = await scene.other.receive(Acknowledge)
     assert acknowledge.failure is None
+
+
+async def test_an_offer_that_comes_twice_is_taken_once(scene: Scene) -> None:
+    link = await reserve(scene, handoff())
+    assert (await reply_to(scene, handoff())).refusal is None
+    link.send(Publish(watermark=watermark(3, is_last=True)))
+    await scene.other.receive(Acknowledge)
+    reply = await reply_to(scene, handoff())
+    assert (reply.refusal, reply.is_final) == ("the lease is over here", True)
+    await until(scene.is_empty)
 
 
 async def test_what_is_published_after_a_withdrawal_is_not_read(scene: Scene) -> None:
