@@ -206,8 +206,10 @@ class Router:
         return None
 
     def _may_lend(self, source: WorkerRecord, prefill: WorkerRecord) -> bool:
+        """One that drains may: only one that says nothing is not worth asking."""
         is_alike = source.info.layout_digest == prefill.info.layout_digest
-        return is_alike and self._fleet.can_pair(source.info.worker_id, prefill.info.worker_id)
+        can_pair = self._fleet.can_pair(source.info.worker_id, prefill.info.worker_id)
+        return is_alike and can_pair and not source.is_stale
 
     def _refuse(self, ask: PlacementAsk, reason: str, now: float) -> Refusal:
         return Refusal(

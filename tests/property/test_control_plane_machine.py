@@ -125,6 +125,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             each
             for each in told
             if each.worker_id in self.alive.values()
+            and not self.control.fleet.get(each.worker_id).is_stale
             and frozenset((each.worker_id, placement.prefill.worker_id)) not in self.failed_pairs
         )
         longest = next(alive, None)

@@ -356,6 +356,20 @@ def test_no_source_is_named_that_has_left_or_has_another_layout_or_is_the_worker
         assert place_next_turn(control).prefix_source is None
 
 
+def test_a_source_may_drain_but_not_be_silent() -> None:
+    control = make_control()
+    other = WorkerId("other")
+    control.worker_joined(make_info(other, Role.DECODE), 0.0)
+    control.finished("f", [], 1.0, [kept(other)])
+    control.worker_draining(other, 1.0)
+    assert place_next_turn(control).prefix_source is not None
+    control.finished("f", ["next"], 3.0)
+    for worker_id in (P, D):
+        control.snapshot(make_snapshot(worker_id), 20.0)
+    control.tick(20.0)
+    assert place_next_turn(control).prefix_source is None
+
+
 def test_instead_of_one_that_has_left_the_next_longest_is_named() -> None:
     control = make_control()
     control.finished("f", [], 1.0, [kept(WorkerId("gone"), b"c"), kept(D, b"a")])
