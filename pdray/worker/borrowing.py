@@ -22,6 +22,7 @@ from pdray.link.connection import Connection
 from pdray.link.messages import Acknowledge, Borrow, Lent
 from pdray.link.peers import PeerLinks
 from pdray.metrics.prometheus import WorkerMetrics
+from pdray.transfer.reading import READER_SHARE
 from pdray.transfer.transfer_thread import TransferThread
 from pdray.worker.readable_peers import ReadablePeers
 
@@ -135,8 +136,8 @@ class Borrowing:
             return "it is here by now, or there is no room for it"
         self._readable.add(link)
         failure = await self._read(link, fill, watermark)
-        # The owner counts from when it heard of this, and uses no block again before that.
-        if failure is None and self._clock.now() >= asked_at + lent.lease_s:
+        # The owner counts from when it was asked, which is later.
+        if failure is None and self._clock.now() >= asked_at + lent.lease_s * READER_SHARE:
             failure = "it came too late"
         if failure is None:
             self._engine.prefix_fills.finish(fill)

@@ -19,6 +19,7 @@ from pdray.link.messages import (
     Submit,
     Tokens,
 )
+from pdray.transfer.reading import READER_SHARE
 from pdray.worker import borrowing, prefilling
 from tests.local_cluster import request_of
 from tests.unit.worker.conftest import LEASE_S, Scene
@@ -179,7 +180,7 @@ async def test_a_prompt_is_held_up_for_a_bounded_time_and_holds_up_nobody(
 async def test_blocks_of_a_lease_that_has_run_out_are_not_used(scene: Scene) -> None:
     await submit(scene, prompt(), await scene.other.listen())
     link, borrow = await asked(scene.other)
-    scene.clock.advance(LEASE_S)
+    scene.clock.advance(LEASE_S * READER_SHARE)
     link.send(lent(borrow))
     assert await acknowledged(scene.other) == "it came too late"
     assert await num_cached(scene) == 0
