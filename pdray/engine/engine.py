@@ -13,19 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pdray.core.errors import InvalidRequestError
-from pdray.core.handoff import BlockRun
 from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder, recorder_for
 from pdray.engine.ending import Ending, error_of
 from pdray.engine.grammar import Grammars
-from pdray.engine.holds import BlockHold, Holds
+from pdray.engine.holds import Holds
 from pdray.engine.host import prepare_host
 from pdray.engine.launcher import LaunchedStep, Launcher
 from pdray.engine.limits import check_limits, longest_sequence
 from pdray.engine.model import LoadedModel, check_ranks, load_model
 from pdray.engine.outputs import SequenceOutput, StepOutput
+from pdray.engine.pausing import Pausing
 from pdray.engine.prefix_cache import PrefixCache
 from pdray.engine.prefix_fill import PrefixFills
+from pdray.engine.published_blocks import PublishedBlocks
 from pdray.engine.run_ahead import RunAhead, gains_by_running_ahead
 from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampling.sampled import SampledToken
@@ -96,6 +97,8 @@ class Engine:
             max_tokens_per_step=config.max_tokens_per_step,
             max_batch_size=config.max_batch_size,
         )
+        self.published = PublishedBlocks(self._blocks, self.holds, self._changed)
+        self.pausing = Pausing(self._scheduler, self._changed)
         self.prefix_fills = PrefixFills(
             groups=self.layout.groups,
             block_size=config.block_size,
@@ -187,19 +190,6 @@ class Engine:
         with self._changed:
             return self.pool.num_references - self.holds.num_references
 
-    def runs(self, seq: Sequence, ready_tokens: int) -> tuple[BlockRun, ...]:
-        """Blocks that a peer may read once ``ready_tokens`` are computed: nothing writes into
-        them any more. Only those that decode needs, which begin at the prompt's last window."""
-        with self._changed:
-            return self._blocks.runs(seq, ready_tokens)
-
-    def lend(self, seq: Sequence, ready_tokens: int, hold: BlockHold) -> tuple[BlockRun, ...]:
-        """As ``runs``, and ``hold`` holds them from here on, whatever becomes of the sequence."""
-        with self._changed:
-            runs = self._blocks.runs(seq, ready_tokens)
-            self.holds.retain(hold, (block_id for run in runs for block_id in run.block_ids))
-            return runs
-
     # Blocks and queues, from any thread
 
     def allocate(self, seq: Sequence, num_tokens: int) -> bool:
@@ -211,15 +201,18 @@ class Engine:
             self.holds.watch(seq)
             return self._scheduler.allocate(seq, num_tokens)
 
-    def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
+    def reserve(
+        self, seq: Sequence, num_margin_tokens: int, *, may_arrive_longer: bool = False
+    ) -> bool:
         """Takes blocks for KV that will be pulled, and for ``num_margin_tokens`` after it, or
-        none. The shared ones of its tables are here already, and must not be written. Once the
-        rest is there: ``seq.arrive(token)`` and ``add(seq)``."""
+        none; those may be pulled too of one that ``may_arrive_longer``. The shared ones of its
+        tables are here already, and must not be written. Once the rest is there:
+        ``seq.arrive(tokens)`` and ``add(seq)``."""
         self._grammars.expect(seq)
         self.prefix_cache.hash(seq)
         with self._changed:
             self.holds.watch(seq)
-            return self._scheduler.reserve(seq, num_margin_tokens)
+            return self._scheduler.reserve(seq, num_margin_tokens, may_arrive_longer)
 
     def add(self, seq: Sequence) -> None:
         """Raises InvalidRequestError for one that could never fit. One with a grammar joins the
@@ -321,7 +314,7 @@ class Engine:
         step, self._ahead = self._ahead, None
         tokens: dict[Sequence, SampledToken] = {}
         try:
-            plan = self._schedule() if step is None else step.plan
+            plan = self._schedule(step)
             if plan.chunks:
                 step = step or self._launcher.launch(plan)
                 ahead = None if self._run_ahead is None else self._run_ahead.launch_after(step)
@@ -340,10 +333,11 @@ class Engine:
             step_s=time.perf_counter() - started,
         )
 
-    def _schedule(self) -> StepPlan:
+    def _schedule(self, ahead: LaunchedStep | None) -> StepPlan:
         with self._changed:
-            plan = self._scheduler.schedule()
+            plan = self._scheduler.schedule() if ahead is None else ahead.plan
             self._in_step = frozenset(chunk.sequence for chunk in plan.chunks)
+            self.pausing.begin_step(self._in_step)
             return plan
 
     def _check_ranks(self) -> None:
@@ -366,6 +360,7 @@ class Engine:
                 if chunk.sequence.state is SequenceState.RUNNING
             )
         self._grammars.advance(seq for seq in tokens if seq.state is SequenceState.RUNNING)
+        self.pausing.end_step()
         return outputs
 
     def _advance(self, chunk: ScheduledChunk, token: SampledToken | None) -> SequenceOutput:

@@ -67,6 +67,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._ready: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
+        self._paused: list[Sequence] = []
         self._ages = itertools.count()
         self._num_preemptions = 0
 
@@ -104,11 +105,15 @@ class Scheduler:
         self._blocks.take_start(seq, num_tokens, start)
         return True
 
-    def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
+    def reserve(
+        self, seq: Sequence, num_margin_tokens: int, may_arrive_longer: bool = False
+    ) -> bool:
         """Takes all blocks for the sequence's tokens, whose KV is computed elsewhere and will be
         written here where it is not shared, and for ``num_margin_tokens`` more to be computed
-        here; or none."""
-        return not self.is_pool_promised and self._blocks.reserve(seq, num_margin_tokens)
+        here, or there; or none."""
+        if self.is_pool_promised:
+            return False
+        return self._blocks.reserve(seq, num_margin_tokens, may_arrive_longer)
 
     @property
     def is_pool_promised(self) -> bool:
@@ -131,6 +136,8 @@ class Scheduler:
         assert seq.state is SequenceState.NEW, f"{seq.request_id} was added twice"
         seq.age = next(self._ages)
         self._blocks.make_tables(seq)
+        if seq.has_arrived:
+            self._blocks.fit_arrived(seq)
         if seq.num_computed_tokens:
             self._blocks.name_arrived(seq)
         if seq.is_decoding or seq.allocated_tokens >= seq.num_tokens:
@@ -141,7 +148,7 @@ class Scheduler:
             self._waiting.append(seq)
 
     def find(self, request_id: str, attempt: int) -> Sequence | None:
-        for seq in itertools.chain(self._waiting, self._ready, self._running):
+        for seq in itertools.chain(self._waiting, self._ready, self._running, self._paused):
             if seq.request_id == request_id and seq.attempt == attempt:
                 return seq
         return None
@@ -158,7 +165,23 @@ class Scheduler:
                 self._ready.remove(seq)
             case SequenceState.RUNNING:
                 self._running.remove(seq)
+            case SequenceState.PAUSED:
+                self._paused.remove(seq)
         seq.state = SequenceState.ENDED
+
+    def pause(self, seq: Sequence) -> None:
+        """A running sequence leaves the batch, with its blocks, which nobody takes from it."""
+        assert seq.state is SequenceState.RUNNING, f"{seq.request_id} is {seq.state}"
+        self._running.remove(seq)
+        self._paused.append(seq)
+        seq.state = SequenceState.PAUSED
+
+    def resume(self, seq: Sequence) -> None:
+        """It has the next free seat, and goes on from where it was."""
+        assert seq.state is SequenceState.PAUSED, f"{seq.request_id} is {seq.state}"
+        self._paused.remove(seq)
+        self._ready.appendleft(seq)
+        seq.state = SequenceState.READY
 
     def release(self, seq: Sequence) -> None:
         """All its blocks back to the pool."""

@@ -23,12 +23,15 @@ class SequenceState(enum.StrEnum):
          |        ^          |
          |        +----------+  preempted
          +-> READY -> RUNNING   it holds its blocks already, and needs a seat in the batch
+               ^         v
+               +---- PAUSED     out of the batch with its blocks, until somebody resumes it
     """
 
     NEW = "new"
     WAITING = "waiting"
     READY = "ready"
     RUNNING = "running"
+    PAUSED = "paused"
     ENDED = "ended"
 
 
@@ -172,9 +175,16 @@ class Sequence:
         self.block_tables, self.stock, self.copy_sources = [], [], ()
         self.allocated_tokens = self.num_computed_tokens = self.fork_tokens = 0
 
-    def arrive(self, first_token_id: int) -> None:
-        """Its KV was pulled, and this is the token that the other worker sampled."""
+    def arrive(self, *token_ids: int) -> None:
+        """Its KV was pulled, and these are the tokens that the other worker sampled; the last one's
+        KV is still to be computed."""
         assert self.num_computed_tokens == 0, f"{self.request_id} has computed tokens already"
-        self.num_computed_tokens = self.num_tokens
+        assert token_ids, f"{self.request_id} arrives without a next token"
+        self.output_token_ids += token_ids
+        self.num_computed_tokens = self.num_tokens - 1
         self.num_cached_tokens = 0
-        self.output_token_ids.append(first_token_id)
+
+    @property
+    def has_arrived(self) -> bool:
+        """Its KV was computed elsewhere, and nothing of it is computed here yet."""
+        return self.state is SequenceState.NEW and self.num_cached_tokens is not None

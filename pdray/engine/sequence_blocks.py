@@ -18,7 +18,7 @@ from pdray.engine.block_needs import (
     peak_blocks,
 )
 from pdray.engine.prefix_cache import PrefixCache, PrefixHit
-from pdray.engine.sequence import BlockTable, Sequence
+from pdray.engine.sequence import BlockTable, Sequence, SequenceState
 from pdray.kvcache.block_pool import BlockPool
 from pdray.kvcache.layout import KVGroup
 from pdray.kvcache.prefix_hash import HASH_TOKENS
@@ -92,23 +92,40 @@ class SequenceBlocks:
         seq.stock += reversed(stock)
         seq.allocated_tokens = max(seq.allocated_tokens, num_tokens)
 
-    def reserve(self, seq: Sequence, num_margin_tokens: int) -> bool:
+    def reserve(
+        self, seq: Sequence, num_margin_tokens: int, may_arrive_longer: bool = False
+    ) -> bool:
         """Takes all blocks for the sequence's tokens, whose KV is computed elsewhere and will be
         written here, and for ``num_margin_tokens`` more to be computed here; or none. Those that
-        are here already are shared: they need not be written."""
+        are here already are shared: they need not be written. Of one that ``may_arrive_longer``
+        all of it may be written: what a read fills is not used twice."""
         target = seq.num_tokens + num_margin_tokens
+        arriving = target if may_arrive_longer else seq.num_tokens
         for tables in self._possible_tables(seq):
             shared_ids = [block_id for table in tables for block_id in table.block_ids]
-            num_new = self._missing_to_arrive(tables, seq.num_tokens, target)
+            num_new = self._missing_to_arrive(tables, arriving, target)
             num_taken = num_new + self._pool.count_cached(shared_ids)
             if num_taken > self._pool.num_available_blocks:
                 continue
             self._pool.retain(shared_ids)
             seq.stock = (self._pool.allocate(num_new) or [])[::-1]
             seq.block_tables, seq.allocated_tokens = tables, target
-            self._extend_tables(seq, seq.num_tokens)
+            self._extend_tables(seq, arriving)
             return True
         return False
+
+    def fit_arrived(self, seq: Sequence) -> None:
+        """Into its stock goes what its tables have besides the blocks that its computed tokens
+        need: nobody has written the rest, or it fell out of a window meanwhile."""
+        end_block = num_blocks_of(seq.num_computed_tokens, self._block_size)
+        for group, table in zip(self._groups, seq.block_tables, strict=True):
+            num_kept = end_block - table.first_block
+            seq.stock += reversed(table.block_ids[num_kept:])
+            del table.block_ids[num_kept:]
+            first = first_needed_block(group, seq.num_computed_tokens, self._block_size)
+            shared, own = table.drop_before(first)
+            self._pool.release(shared)
+            seq.stock += own
 
     def _possible_tables(self, seq: Sequence) -> Iterator[list[BlockTable]]:
         """With what is here of the blocks that its next token needs, and without any of it: as
@@ -148,13 +165,27 @@ class SequenceBlocks:
             seq.block_tables = [BlockTable() for _ in self._groups]
 
     def name_arrived(self, seq: Sequence) -> None:
-        """What it has of computed KV before it runs here, others may find."""
+        """What it has of computed KV before it runs here, others may find. Where it arrives in the
+        middle of its output, its windows move on."""
         self._prefix_cache.name_new(seq, 0)
-        self._prefix_cache.name_windows(seq)
+        if seq.num_computed_tokens <= seq.num_prefill_tokens:
+            self._prefix_cache.name_windows(seq)
 
     def runs(self, seq: Sequence, ready_tokens: int) -> tuple[BlockRun, ...]:
         """Blocks of a prompt that a peer may read once ``ready_tokens`` of it are computed."""
-        num_tokens = seq.num_prefill_tokens
+        return self._runs(seq, ready_tokens, seq.num_prefill_tokens)
+
+    def decode_runs(self, seq: Sequence) -> tuple[int, tuple[BlockRun, ...]]:
+        """Blocks of one that decodes, and how many tokens' KV they have: only full ones, as it may
+        write into the last, unless it is paused. None of one that has lost its blocks."""
+        if not seq.is_decoding:
+            return 0, ()
+        ready_tokens = computed = seq.num_computed_tokens
+        if seq.state is not SequenceState.PAUSED:
+            ready_tokens = computed // self._block_size * self._block_size
+        return ready_tokens, self._runs(seq, ready_tokens, computed)
+
+    def _runs(self, seq: Sequence, ready_tokens: int, num_tokens: int) -> tuple[BlockRun, ...]:
         end = ready_tokens // self._block_size
         if ready_tokens == num_tokens:
             end = num_blocks_of(num_tokens, self._block_size)
@@ -221,9 +252,10 @@ class SequenceBlocks:
         shared, own = table.drop_before(first)
         self._pool.release(shared)
         for number, block_id in enumerate(own, first_own):
-            if self._prefix_cache.keep(seq, group, number, block_id):
+            is_kept = self._prefix_cache.keep(seq, group, number, block_id)
+            if is_kept or self._pool.is_shared(block_id):
                 # Another in its place: there is one, unless somebody has found this one already,
-                # which can only be when the sequence decodes, and may ask for more.
+                # or reads it, which can only be when the sequence decodes, and may ask for more.
                 self._pool.release([block_id])
                 seq.stock += self._pool.allocate(1) or []
             else:

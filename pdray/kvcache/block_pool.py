@@ -76,6 +76,10 @@ class BlockPool:
     def num_held_blocks(self) -> int:
         return self.num_blocks - self.num_available_blocks - self._num_quarantined
 
+    def is_shared(self, block_id: int) -> bool:
+        """Whether it has more holders than one."""
+        return self._holders[block_id] > 1
+
     def count_cached(self, block_ids: Iterable[int]) -> int:
         """How many of them are cached: ``retain`` makes them unavailable."""
         return sum(block_id in self._cached for block_id in block_ids)

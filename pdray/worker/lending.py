@@ -97,7 +97,7 @@ class Lending:
         watermark = Watermark(
             lease_id=lease_id,
             ready_tokens=ready_tokens,
-            runs=self._engine.lend(sequence, ready_tokens, loan.hold),
+            runs=self._engine.published.lend_prompt(sequence, ready_tokens, loan.hold),
             first_token_id=first_token_id,
         )
         loan.reader.send(Publish(watermark=watermark))

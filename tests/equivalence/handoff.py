@@ -48,7 +48,7 @@ def _copy(
 ) -> None:
     """Each block once, as soon as it may be read: later it must not have changed. Not those that
     the target had already."""
-    for run in source.runs(lent, lent.num_computed_tokens):
+    for run in source.published.of_prompt(lent, lent.num_computed_tokens):
         key = (lent.request_id, run.group_id)
         table = taken.block_tables[run.group_id]
         assert run.first_block == table.first_block

@@ -34,7 +34,7 @@ async def test_pulled_blocks_equal_their_owners(
 
         def compare_and_join(pulled: Sequence) -> None:
             """Before the acknowledgement arrives: the owner still holds its blocks."""
-            for blocks in prefill.engine.runs(lent[0], num_prompt_tokens):
+            for blocks in prefill.engine.published.of_prompt(lent[0], num_prompt_tokens):
                 group = decode.engine.layout.groups[blocks.group_id]
                 table = pulled.block_tables[blocks.group_id]
                 for number, owners_id in enumerate(blocks.block_ids, blocks.first_block):

@@ -169,7 +169,7 @@ class TestLent:
         published = []
         while engine.wait_for_work(0):
             engine.step()
-            runs = engine.runs(lent, lent.num_computed_tokens)
+            runs = engine.published.of_prompt(lent, lent.num_computed_tokens)
             published.append({run.group_id: (run.first_block, len(run.block_ids)) for run in runs})
         # 40, 80 and 100 tokens; the sliding group (0) begins at block 77 // 16.
         assert published == [{1: (0, 2)}, {0: (4, 1), 1: (0, 5)}, {0: (4, 3), 1: (0, 7)}]
@@ -182,7 +182,7 @@ class TestLent:
         known: dict[int, tuple[int, ...]] = {}
         while engine.wait_for_work(0):
             engine.step()
-            for run in engine.runs(lent, lent.num_computed_tokens):
+            for run in engine.published.of_prompt(lent, lent.num_computed_tokens):
                 before = known.get(run.group_id, ())
                 assert run.block_ids[: len(before)] == before
                 known[run.group_id] = run.block_ids

@@ -24,7 +24,7 @@ def lent_to(engine: Engine, *holds: BlockHold, num_tokens: int = 100) -> Sequenc
     engine.add(lent)
     run_until_idle(engine)
     for hold in holds:
-        runs = engine.lend(lent, num_tokens, hold)
+        runs = engine.published.lend_prompt(lent, num_tokens, hold)
         assert [*hold.block_ids] == [block_id for run in runs for block_id in run.block_ids]
     assert engine.num_unaccounted_blocks == 0
     return lent
@@ -45,7 +45,7 @@ def test_blocks_stay_until_the_last_of_sequence_and_leases_has_ended(engine: Eng
 def test_a_chunk_that_is_published_again_is_held_once(engine: Engine) -> None:
     hold = BlockHold()
     lent = lent_to(engine, hold)
-    engine.lend(lent, 100, hold)
+    engine.published.lend_prompt(lent, 100, hold)
     engine.release(lent)
     engine.holds.release(hold)
     engine.holds.release(hold)
@@ -56,7 +56,7 @@ def test_one_readers_quarantine_takes_nothing_from_the_next(engine: Engine) -> N
     lost, following = BlockHold(), BlockHold()
     lent = lent_to(engine, lost)
     engine.holds.quarantine(lost)
-    engine.lend(lent, 100, following)
+    engine.published.lend_prompt(lent, 100, following)
     assert engine.pool.num_quarantined_blocks == 0, "others hold them"
     engine.release(lent)
     engine.holds.release(following)
