@@ -4,6 +4,7 @@ made."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -136,6 +137,26 @@ async def test_any_prefill_worker_gets_it_from_whichever_decode_worker_has_it(
                 if number:
                     assert num_cached == (len(history) - 10 - 1) // 16 * 16
                 history += [*tokens, *prompts(10, seed=number)[0]]
+            await until_idle(cluster)
+
+
+async def test_turns_that_are_cancelled_at_random_moments_give_all_back(folder: Path) -> None:
+    rng = random.Random(3)
+    async with of_two(folder) as cluster:
+        histories = prompts(*(rng.randrange(60, 150) for _ in range(6)))
+        for number in range(3):
+            whole = [greedy(each, f"{number}.{i}") for i, each in enumerate(histories)]
+            answers = await asyncio.gather(*(answer(cluster, each) for each in whole))
+            histories = [
+                [*history, *tokens[:60], 7]
+                for history, (tokens, _) in zip(histories, answers, strict=True)
+            ]
+            cut = [greedy(each, f"cut {number}.{i}") for i, each in enumerate(histories * 2)]
+            tasks = [asyncio.create_task(answer(cluster, each)) for each in cut]
+            for task in tasks:
+                await asyncio.sleep(rng.uniform(0.0, 0.05))
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await until_idle(cluster)
 
 
