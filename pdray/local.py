@@ -93,7 +93,7 @@ class LocalCluster:
         self, config: PdrayConfig, model_path: Path, *, frontend_id: str = "local"
     ) -> None:
         """Two clusters whose workers meet need a ``frontend_id`` each."""
-        self._config = config
+        self.config = config
         self.plane = ControlPlane(
             ControlConfig(
                 max_queued_requests=config.controller.max_queued_requests,

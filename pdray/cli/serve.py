@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="serve a model over OpenAI's API",
         description="Serve a model over OpenAI's API, until Ctrl-C.",
     )
-    command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/demo.yaml")
+    command.add_argument(
+        "configs",
+        metavar="CONFIG",
+        nargs="+",
+        help="YAML file, such as configs/demo.yaml; of mode service one for each application",
+    )
     command.add_argument("--host", help="address to listen on, over the config's")
     command.add_argument("--port", type=int, help="port to listen on, over the config's")
     command.add_argument(
@@ -39,14 +45,14 @@ def run(args: argparse.Namespace) -> int:
     from pdray.config import ray_address
 
     say = Progress()
-    config = config_of(args)
+    configs = configs_of(args)
     address = args.address or ray_address()
     interruption = Interruption(say)
     interruption.take_signals()
-    session = _open(config, address, say)
+    session = _open(configs, address, say)
     interruption.take_signals()
     try:
-        return _serve(config, session, say, interruption)
+        return _serve(configs, session, say, interruption)
     finally:
         # Nothing may cut this short: it ends the processes.
         interruption.ignore_signals()
@@ -54,58 +60,82 @@ def run(args: argparse.Namespace) -> int:
         say("stopped")
 
 
-def config_of(args: argparse.Namespace) -> PdrayConfig:
-    """The file, with what the command line has over it; checked as a whole."""
+def configs_of(args: argparse.Namespace) -> list[PdrayConfig]:
+    """The files, with what the command line has over them; each checked as a whole, and whether
+    they can be served together. Raises ConfigError."""
     from pdray.config import load_config, parse_config
+    from pdray.serve.address import check_side_by_side
 
-    config = load_config(args.config)
     over = {key: value for key in ("host", "port") if (value := getattr(args, key)) is not None}
-    if not over:
-        return config
-    data = config.model_dump(mode="json")
-    return parse_config(data | {"serve": data["serve"] | over}, f"{args.config} and command line")
+    configs = []
+    for path in args.configs:
+        data = load_config(path).model_dump(mode="json")
+        data |= {"serve": data["serve"] | over}
+        configs.append(parse_config(data, f"{path} and command line" if over else path))
+    check_side_by_side(configs)
+    return configs
 
 
 def ready_line(config: PdrayConfig) -> str:
     from pdray.serve.address import url_of
 
     url = url_of(config)
+    return f"pdray is ready at {url}   try: {example_of(config, url)}"
+
+
+def example_of(config: PdrayConfig, url: str) -> str:
+    """A request that this application answers."""
+    from pdray.core.snapshot import Role
+
+    if config.phases is Role.DECODE and config.serve.prefill_url is None:
+        return f"curl {url}/health"  # a handle is needed for more
+    path = "v1/prefill" if config.phases is Role.PREFILL else "v1/completions"
     body = {"model": config.model_name, "prompt": "The capital of France is", "max_tokens": 32}
-    return (
-        f"pdray is ready at {url}   try: curl {url}/v1/completions "
-        f"-H 'Content-Type: application/json' -d '{json.dumps(body)}'"
-    )
+    return f"curl {url}/{path} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
 
 
-def _open(config: PdrayConfig, address: str | None, say: Progress) -> RaySession:
+def _open(configs: Sequence[PdrayConfig], address: str | None, say: Progress) -> RaySession:
     """What can be done before anything has to be taken down again."""
     from pdray.model_source import resolve_model
     from pdray.serve.address import check_port_is_free
-    from pdray.serve.keys import read_keys
     from pdray.serve.ray_session import open_ray
 
     if address is None:
-        check_port_is_free(config.serve.host, config.serve.port)
-        if config.serve.keys_file is not None:
-            read_keys(Path(config.serve.keys_file))
-    resolve_model(config.model, say)
-    session = open_ray(config, address, say)
+        check_port_is_free(configs[0].serve.host, configs[0].serve.port)
+        for config in configs:
+            _read_secrets(config)
+    for model in dict.fromkeys(config.model for config in configs):
+        resolve_model(model, say)
+    session = open_ray(configs, address, say)
     say(f"logs of all processes: {session.logs}")
     return session
 
 
+def _read_secrets(config: PdrayConfig) -> None:
+    """Whether the replicas, which are on this machine, will find them. Raises ConfigError."""
+    from pdray.core.cluster_secret import read_secrets
+    from pdray.serve.keys import read_keys
+
+    if config.serve.keys_file is not None:
+        read_keys(Path(config.serve.keys_file))
+    if config.handles.secret_file is not None:
+        read_secrets(Path(config.handles.secret_file))
+
+
 def _serve(
-    config: PdrayConfig, session: RaySession, say: Progress, interruption: Interruption
+    configs: Sequence[PdrayConfig], session: RaySession, say: Progress, interruption: Interruption
 ) -> int:
-    """From the deployment's start to its end; a second Ctrl-C cuts the end short."""
+    """From the deployments' start to their end; a second Ctrl-C cuts the end short."""
     from pdray.serve.deployment import Deployment  # not before: it reads what open_ray has set
 
-    deployment = Deployment(config, session)
+    deployments = [Deployment(config, session) for config in configs]
     exit_status = 0
     with contextlib.suppress(KeyboardInterrupt):
         try:
-            deployment.start(say)
-            print(ready_line(config), flush=True)
+            for deployment in deployments:
+                deployment.start(say)
+            for config in configs:
+                print(ready_line(config), flush=True)
             interruption.wait()
         except Exception as error:
             if interruption.count > 0:
@@ -117,5 +147,6 @@ def _serve(
         finally:
             # Ray prints an error when Serve's controller ends while asked to end.
             with contextlib.redirect_stdout(io.StringIO()):
-                deployment.stop()
+                for deployment in reversed(deployments):
+                    deployment.stop()
     return exit_status

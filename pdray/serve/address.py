@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from pdray.config import PdrayConfig
 from pdray.core.errors import ConfigError
@@ -15,6 +16,18 @@ def url_of(config: PdrayConfig) -> str:
     host = _ANY_HOST.get(config.serve.host, config.serve.host)
     host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{config.serve.port}{config.serve.route_prefix.rstrip('/')}"
+
+
+def check_side_by_side(configs: Sequence[PdrayConfig]) -> None:
+    """Raises ConfigError for applications that cannot be on one Ray Serve."""
+    for key in ("application", "route_prefix"):
+        values = [getattr(config.serve, key) for config in configs]
+        if len(set(values)) < len(values):
+            raise ConfigError(f"serve.{key} = {values}: accepted: another one in each config")
+    for key in ("host", "port"):
+        values = [getattr(config.serve, key) for config in configs]
+        if len(set(values)) > 1:
+            raise ConfigError(f"serve.{key} = {values}: accepted: the same one in all configs")
 
 
 def check_port_is_free(host: str, port: int) -> None:

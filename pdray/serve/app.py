@@ -26,6 +26,7 @@ from pdray.model_source import resolve_model
 from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import RETRY_AFTER_S, IngressState, make_api
 from pdray.serve.keys import KeyRing
+from pdray.serve.phase_routes import max_output_tokens, phase_routes
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ class Ingress:
             tokenizer,
             model_name=self._config.model_name,
             limits=self._controller.limits,
+            max_output_tokens=max_output_tokens(self._config),
         )
+        routes = phase_routes(self._config, self._frontend, service, tokenizer)
         return make_api(
             IngressState(
                 service=service,
@@ -116,7 +119,8 @@ class Ingress:
                 metrics_text=self._controller.metrics_text,
                 max_ongoing_requests=self._config.serve.max_ongoing_requests,
                 keys=keys,
-            )
+            ),
+            routes,
         )
 
     async def __del__(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from pdray.config import PdrayConfig, parse_config
+from pdray.core.errors import ConfigError
 from pdray.frontend.frontend import Frontend
 from pdray.frontend.text import Tokenizer
 from pdray.model_source import resolve_model
@@ -39,9 +40,11 @@ def run_batch(
 
     Raises UnavailableError, ConfigError, KeyboardInterrupt.
     """
+    if config.mode != "pooled":
+        raise ConfigError(f"mode = {config.mode!r}: a batch needs both phases; accepted: pooled")
     config = with_own_name(config)
     tokenizer = Tokenizer(resolve_model(config.model, say))
-    session = open_ray(config, address, say)
+    session = open_ray([config], address, say)
     from pdray.cluster.launch import down, up  # not before: Ray reads what open_ray sets
 
     async def answer() -> BatchCounts:

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from pdray.core.errors import InvalidRequestError, ModelNotFoundError
 from pdray.core.placement import ServingLimits
-from pdray.core.request import Request
+from pdray.core.request import Request, SamplingParams
 from pdray.frontend.frontend import check_fits
 from pdray.frontend.text import Tokenizer
 from pdray.frontend.text_stream import TextDelta, TokenSource, stream_text
@@ -50,6 +50,7 @@ class Job:
     tokenizer: Tokenizer
     answer: Answer
     has_usage_chunk: bool
+    source: TokenSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +91,14 @@ class CompletionService:
         *,
         model_name: str,
         limits: Callable[[], Awaitable[ServingLimits]],
+        max_output_tokens: int | None = None,
     ) -> None:
+        """Requests are made for ``max_output_tokens`` at most, whatever their bodies ask for."""
         self.model_name = model_name
         self.limits = limits
         self._source = source
         self._tokenizer = tokenizer
+        self._max_output_tokens = max_output_tokens
 
     async def prepare(self, body: GenerationBody, tenant: str | None) -> Job:
         """Tokenizes, for a tenant whose KV is nobody else's. Raises InvalidRequestError,
@@ -122,8 +126,11 @@ class CompletionService:
                 request_id=f"{job_id}-{index * body.n + choice}",
                 prompt_token_ids=prompt,
                 output_token_ids=(),
-                sampling=replace(
-                    sampling_params(body, choice, len(prompt), limits), grammar=prompting.grammar
+                sampling=self._capped(
+                    replace(
+                        sampling_params(body, choice, len(prompt), limits),
+                        grammar=prompting.grammar,
+                    )
                 ),
                 cache_salt=salt_of(tenant, body.cache_salt),
                 session_id=body.session_id,
@@ -142,6 +149,7 @@ class CompletionService:
             tokenizer=prompting.tokenizer,
             answer=self._answer(body, job_id, prompting),
             has_usage_chunk=body.has_usage_chunk,
+            source=self._source,
         )
 
     async def complete(self, job: Job) -> Response:
@@ -173,7 +181,7 @@ class CompletionService:
         return read_together(
             [
                 stream_text(
-                    self._source,
+                    job.source,
                     job.tokenizer,
                     request,
                     job.stop,
@@ -182,6 +190,11 @@ class CompletionService:
                 for request in job.requests
             ]
         )
+
+    def _capped(self, sampling: SamplingParams) -> SamplingParams:
+        if self._max_output_tokens is None or sampling.max_tokens <= self._max_output_tokens:
+            return sampling
+        return replace(sampling, max_tokens=self._max_output_tokens)
 
     def _check_token_ids(self, prompts: Sequence[tuple[int, ...]], param: str) -> None:
         """Raises InvalidRequestError for a token that the model cannot look up."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+import msgspec
+
 from pdray.core.errors import (
     AuthenticationError,
     HandleProblem,
@@ -15,12 +17,14 @@ from pdray.core.errors import (
     ModelNotFoundError,
     OverloadedError,
     PdrayError,
+    PrefillRefusedError,
     SlowReaderError,
     UnavailableError,
     WorkerLostError,
 )
 from pdray.serve.openai_responses import Error, ErrorBody
 
+_MAX_PASSED_CHARS = 200
 RETRYABLE_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 
 HANDLE_STATUSES = {
@@ -61,6 +65,8 @@ def failure_of(error: PdrayError) -> Failure:
                 body=error_body(str(error), "rate_limit_error", code="rate_limit_exceeded"),
                 headers={"Retry-After": str(max(1, math.ceil(error.retry_after_s)))},
             )
+        case PrefillRefusedError():
+            return passed_on(error)
         case UnavailableError():
             return unavailable(error, "unavailable")
         case WorkerLostError():
@@ -77,6 +83,17 @@ def failure_of(error: PdrayError) -> Failure:
 def invalid(error: InvalidRequestError, status: int) -> Failure:
     body = error_body(str(error), "invalid_request_error", param=error.param, code=error.code)
     return Failure(status=status, body=body)
+
+
+def passed_on(error: PrefillRefusedError) -> Failure:
+    """The client sees one server: what it did wrong is said in the same words."""
+    try:
+        body = msgspec.json.decode(error.body, type=ErrorBody)
+    except msgspec.DecodeError:
+        text = error.body[:_MAX_PASSED_CHARS].decode(errors="replace")
+        body = error_body(f"{error}: {text}", "server_error", code="prefill_failed")
+    headers = {} if error.retry_after is None else {"Retry-After": error.retry_after}
+    return Failure(status=error.status, body=body, headers=headers)
 
 
 def unavailable(error: PdrayError, code: str) -> Failure:

@@ -62,13 +62,17 @@ class Health(Sent, frozen=True, kw_only=True):
     missing: str | None
 
 
-def make_api(state: IngressState) -> FastAPI:
-    """The application, with every error in OpenAI's shape."""
+def make_api(state: IngressState, add_routes: Callable[[APIRouter], None] | None = None) -> FastAPI:
+    """The application, with every error in OpenAI's shape. ``add_routes`` adds those that
+    generate, under ``/v1``: in place of OpenAI's, where it is given."""
     api = FastAPI(title="pdray", openapi_url=None)
     api.add_middleware(OngoingLimit, max_ongoing_requests=state.max_ongoing_requests)
     add_error_handlers(api)
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(tenant_check(state.keys))])
-    add_generation_routes(v1, state)
+    if add_routes is None:
+        add_generation_routes(v1, state)
+    else:
+        add_routes(v1)
     add_model_routes(v1, state)
     api.include_router(v1)
     add_operation_routes(api, state)

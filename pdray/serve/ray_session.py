@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +33,14 @@ class RaySession:
 
 
 def open_ray(
-    config: PdrayConfig, address: str | None, progress: Callable[[str], None]
+    configs: Sequence[PdrayConfig], address: str | None, progress: Callable[[str], None]
 ) -> RaySession:
-    """Starts a local Ray with what the config's workers need, or joins the one at ``address``.
+    """Starts a local Ray with what the configs' workers need, or joins the one at ``address``.
 
     Raises UnavailableError where there is none, and ConfigError for a transport that does not
     reach from one process to another.
     """
-    if config.transfer.transport == "loopback":
+    if any(config.transfer.transport == "loopback" for config in configs):
         raise ConfigError(
             "transfer.transport = 'loopback': works within one process only; accepted: nixl"
         )
@@ -53,7 +53,7 @@ def open_ray(
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     import ray
 
-    local = local_resources(config) if address is None else None
+    local = local_resources(configs) if address is None else None
     try:
         ray.init(
             address=address or "local",
@@ -75,15 +75,15 @@ class LocalResources:
     custom: dict[str, float]
 
 
-def local_resources(config: PdrayConfig) -> LocalResources:
+def local_resources(configs: Sequence[PdrayConfig]) -> LocalResources:
     """What a local Ray must have, so that all workers fit on this one machine, be it small.
 
     CPUs may be more than the machine has: they say how much may run, not on what. This machine
     stands for every node group. GPUs are counted by Ray itself: those cannot be made up.
     """
-    num_cpus = 1.0 + config.serve.ingress_replicas
+    num_cpus = 1.0 + sum(config.serve.ingress_replicas for config in configs)
     custom: dict[str, float] = {}
-    for pool in config.pools.values():
+    for config, pool in ((c, pool) for c in configs for pool in c.pools.values()):
         wants = [worker_resources(config.node_groups[name]) for name in pool.node_groups]
         num_cpus += pool.replicas * max(want.num_cpus for want in wants)
         for want in wants:

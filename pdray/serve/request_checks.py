@@ -98,6 +98,7 @@ ACCEPTED: Mapping[str, str] = {
     "names of letters, digits, '_', '.' and '-'",
     "tool_choice": "none, auto, required, or {type: function, function: {name}}",
     "parallel_tool_calls": "true or false",
+    "kv_handle": "the text that /v1/prefill gave",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ import yaml
 
 from pdray.cluster.names import NAMESPACE
 from pdray.serve.free_port import free_port
+from pdray.serve.keys import new_key
 from tests.served import READY_TIMEOUT_S, STOP_TIMEOUT_S, Served, served
 
 pytestmark = pytest.mark.ray
@@ -41,9 +43,11 @@ def config_path(tmp_path: Path, tiny_model_path: Path) -> Path:
     return path
 
 
-def complete(port: int) -> httpx.Response:
+def complete(port: int, key: str = "none") -> httpx.Response:
     body = {"model": "tiny", "prompt": "Hello", "max_tokens": 8, "ignore_eos": True}
-    return httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60.0)
+    headers = {"Authorization": f"Bearer {key}"}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    return httpx.post(url, json=body, headers=headers, timeout=60.0)
 
 
 def assert_nothing_left(server: Served) -> None:
@@ -62,6 +66,37 @@ def test_it_serves_and_ctrl_c_leaves_no_process(config_path: Path) -> None:
         assert f"http://127.0.0.1:{server.port}" in line
         assert "curl" in line
         answer = complete(server.port)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["completion_tokens"] == 8
+        assert server.stop(signal.SIGINT) == 0
+        assert_nothing_left(server)
+
+
+def test_two_applications_with_keys_serve_together_and_leave_no_process(config_path: Path) -> None:
+    folder, pooled = config_path.parent, yaml.safe_load(config_path.read_text())
+    key, entry = new_key("acme")
+    (folder / "keys.yaml").write_text(f"{entry.line}\n")
+    (folder / "secret").write_text(os.urandom(32).hex())
+    url = f"http://127.0.0.1:{pooled['serve']['port']}"
+    of_phase = {
+        "prefill": {"application": "apart-prefill", "route_prefix": "/prefill"},
+        "decode": {"application": "apart-decode", "prefill_url": f"{url}/prefill"},
+    }
+    paths = []
+    for phase, of_serve in of_phase.items():
+        changes = {
+            "mode": "service",
+            "pools": {phase: pooled["pools"][phase]},
+            "handles": {"secret_file": "secret"},
+            "serve": pooled["serve"] | {"keys_file": "keys.yaml"} | of_serve,
+        }
+        paths.append(folder / f"{phase}.yaml")
+        paths[-1].write_text(yaml.safe_dump(pooled | changes))
+    with served(paths[0], str(paths[1])) as server:
+        assert f"{url}/prefill/v1/prefill" in server.ready_line()
+        assert f"{url}/v1/completions" in server.ready_line()
+        assert complete(server.port).status_code == 401
+        answer = complete(server.port, key)
         assert answer.status_code == 200, answer.text
         assert answer.json()["usage"]["completion_tokens"] == 8
         assert server.stop(signal.SIGINT) == 0

@@ -11,11 +11,14 @@ import pytest
 
 from pdray.config import PdrayConfig, cache_dir, load_config, parse_config, ray_address
 from pdray.core.errors import ConfigError
+from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
+from pdray.serve.address import check_side_by_side, url_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PDRAY_CONFIGS = sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "serve.yaml"})
+DEPLOY_FILES = [CONFIGS / "serve.yaml", CONFIGS / "serve-service.yaml"]
+PDRAY_CONFIGS = sorted(set(CONFIGS.glob("*.yaml")) - {*DEPLOY_FILES})
 Data = dict[str, Any]
 
 
@@ -54,17 +57,35 @@ def test_every_shipped_config_is_accepted(path: Path) -> None:
     assert parse_config(config.model_dump(mode="json")) == config
 
 
-def test_the_serve_deploy_file_names_a_shipped_config_and_the_builder() -> None:
+@pytest.mark.parametrize("path", DEPLOY_FILES, ids=lambda path: path.name)
+def test_a_serve_deploy_file_names_shipped_configs_and_the_builder(path: Path) -> None:
     from pdray.config_yaml import read_yaml
 
-    data = read_yaml(CONFIGS / "serve.yaml")
+    data = read_yaml(path)
     assert isinstance(data, dict)
-    (application,) = data["applications"]
-    config = load_config(CONFIGS.parent / application["args"]["config"])
-    assert application["import_path"] == "pdray.serve:build_app"
-    assert application["name"] == config.serve.application
-    assert application["route_prefix"] == config.serve.route_prefix
-    assert data["http_options"]["port"] == config.serve.port
+    for application in data["applications"]:
+        config = load_config(CONFIGS.parent / application["args"]["config"])
+        assert application["import_path"] == "pdray.serve:build_app"
+        assert application["name"] == config.serve.application
+        assert application["route_prefix"] == config.serve.route_prefix
+        assert data["http_options"]["port"] == config.serve.port
+
+
+def test_the_two_applications_of_service_fit_together() -> None:
+    prefill, decode = (load_config(CONFIGS / f"service-{x}.yaml") for x in ("prefill", "decode"))
+    assert (prefill.phases, decode.phases) == (Role.PREFILL, Role.DECODE)
+    assert prefill.handles.secret_file == decode.handles.secret_file == str(CONFIGS / "secret")
+    assert decode.serve.prefill_url == url_of(prefill)
+    check_side_by_side([prefill, decode])
+    with pytest.raises(ConfigError, match=r"serve\.application .* another one in each config"):
+        check_side_by_side([prefill, prefill])
+
+
+def test_a_prefill_application_has_no_other(tmp_path: Path) -> None:
+    data = put(good(), "mode", "service") | {"handles": {"secret_file": "x"}}
+    del data["pools"]["decode"]
+    assert parse_config(data).phases is Role.PREFILL
+    assert "leave it out here" in error_of(put(data, "serve.prefill_url", "http://x"))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +145,12 @@ def test_the_serve_deploy_file_names_a_shipped_config_and_the_builder() -> None:
         ("serve.host", "0.0.0.0", ["serve.host = '0.0.0.0'", "serve.keys_file", "allow_anonymous"]),
         ("serve.host", "::", ["serve.host = '::'", "serve.keys_file"]),
         ("serve", {"keys_file": "k", "allow_anonymous": True}, ["allow_anonymous = True"]),
-        ("mode", "soft", ["mode = 'soft'", "not in this version", "accepted: pooled"]),
+        ("mode", "soft", ["mode = 'soft'", "not in this version", "accepted: pooled, service"]),
+        ("mode", "service", ["pools of one role", "handles.secret_file = None", "openssl rand"]),
+        ("handles.secret_file", "x", ["handles.secret_file = 'x'", "but in mode service"]),
+        ("serve.prefill_url", "http://x", ["serve.prefill_url", "but in mode service"]),
+        ("serve.prefill_url", "x:80", ["serve.prefill_url = 'x:80'", "should be a URL"]),
+        ("handles.max_fraction", 1.0, ["handles.max_fraction = 1.0", "less than 1"]),
         ("mode", "poold", ["mode = 'poold'", "accepted: pooled"]),
         ("dtype", "int8", ["dtype = 'int8'", "'float32'"]),
         ("slo.percentile", 99, ["slo.percentile = 99", "less than 1"]),

@@ -11,6 +11,7 @@ import yaml
 
 from pdray.cli.main import parser
 from pdray.config import load_config, parse_config
+from pdray.core.snapshot import Role
 from tests.readme import README, code_blocks, commands_with
 
 ROOT = README.parent
@@ -43,6 +44,13 @@ def test_the_batch_job_is_a_command_that_pdray_takes() -> None:
     assert words[0] == "pdray"
     args = parser().parse_args(words[1:])
     load_config(ROOT / args.config)
+
+
+def test_the_two_applications_are_served_by_a_command_that_pdray_takes() -> None:
+    (command,) = commands_with("pdray serve")
+    args = parser().parse_args(shlex.split(command)[1:])
+    phases = [load_config(ROOT / path).phases for path in args.configs]
+    assert phases == [Role.PREFILL, Role.DECODE]
 
 
 def test_the_deploy_file_that_serve_is_given_names_a_config_that_is_there() -> None:

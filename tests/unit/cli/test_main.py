@@ -10,7 +10,7 @@ import pytest
 
 from pdray import __version__
 from pdray.cli.main import main, parser
-from pdray.cli.serve import config_of, ready_line
+from pdray.cli.serve import configs_of, ready_line
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
 
@@ -69,9 +69,9 @@ def test_a_missing_config_is_an_error(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_host_and_port_go_over_the_config() -> None:
-    config = config_of(parser().parse_args(["serve", DEMO, "--port", "8123", "--host", "::1"]))
+    (config,) = configs_of(parser().parse_args(["serve", DEMO, "--port", "8123", "--host", "::1"]))
     assert (config.serve.host, config.serve.port) == ("::1", 8123)
-    config = config_of(parser().parse_args(["serve", DEMO]))
+    (config,) = configs_of(parser().parse_args(["serve", DEMO]))
     assert (config.serve.host, config.serve.port) == ("127.0.0.1", 8000)
 
 
@@ -81,7 +81,7 @@ def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_ready_line_has_the_url_and_a_curl_to_try() -> None:
-    line = ready_line(config_of(parser().parse_args(["serve", DEMO, "--port", "8123"])))
+    line = ready_line(*configs_of(parser().parse_args(["serve", DEMO, "--port", "8123"])))
     assert "\n" not in line
     assert "http://127.0.0.1:8123" in line
     assert "curl http://127.0.0.1:8123/v1/completions" in line

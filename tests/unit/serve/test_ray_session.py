@@ -32,17 +32,24 @@ def config_of(replicas: int, cpus: float) -> PdrayConfig:
 
 
 def test_all_workers_and_the_ingress_fit() -> None:
-    resources = local_resources(config_of(replicas=50, cpus=1))
+    resources = local_resources([config_of(replicas=50, cpus=1)])
     assert resources.num_cpus >= 50 * 2 + 50 * 2 + 1
 
 
 def test_this_machine_stands_for_every_node_group() -> None:
-    resources = local_resources(config_of(replicas=3, cpus=1))
+    resources = local_resources([config_of(replicas=3, cpus=1)])
     assert resources.custom == {"a-machine": 3.0, "b-machine": 6.0, "nic": 3.0}
 
 
+def test_several_applications_have_room_beside_each_other() -> None:
+    few, many = config_of(replicas=1, cpus=1), config_of(replicas=3, cpus=1)
+    both = local_resources([few, many])
+    assert both.num_cpus == 3 + 4 * (2 + 2)  # two ingresses and one to spare, and the workers
+    assert both.custom == {"a-machine": 4.0, "b-machine": 8.0, "nic": 4.0}
+
+
 def test_parts_of_a_cpu_are_rounded_up() -> None:
-    few = local_resources(config_of(replicas=101, cpus=0.25)).num_cpus
+    few = local_resources([config_of(replicas=101, cpus=0.25)]).num_cpus
     assert few == 103  # 101 * (0.5 + 0.5), the ingress, and one to spare
 
 
@@ -50,4 +57,4 @@ def test_a_transport_that_stays_in_one_process_is_refused_before_ray_starts() ->
     data = config_of(replicas=1, cpus=1).model_dump(mode="json")
     config = parse_config(data | {"transfer": {"transport": "loopback"}})
     with pytest.raises(ConfigError, match=r"loopback.*accepted: nixl"):
-        open_ray(config, None, print)
+        open_ray([config], None, print)
