@@ -59,6 +59,7 @@ def request_of(
     request_id: str = "r",
     output_token_ids: tuple[int, ...] = (),
     cache_salt: str | None = None,
+    session_id: str | None = None,
 ) -> Request:
     return Request(
         request_id=request_id,
@@ -66,6 +67,7 @@ def request_of(
         output_token_ids=output_token_ids,
         sampling=sampling_params() if sampling is None else sampling,
         cache_salt=cache_salt,
+        session_id=session_id,
     )
 
 

@@ -37,6 +37,9 @@ class Tiering(Protocol):
         """Returns once an earlier worker's blocks are known; may take seconds. Raises ConfigError
         for a folder that cannot be, and TransferError."""
 
+    def settle(self) -> None:
+        """Returns once the copies that are due are made, or cannot be."""
+
     def stop(self) -> None:
         """Waits for the copies that are being made. May be called twice."""
 
@@ -61,6 +64,9 @@ class NoTiers:
     """A Tiering: what is evicted is lost."""
 
     def start(self) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def stop(self) -> None:
@@ -111,6 +117,9 @@ class EngineTiers:
 
     def start(self) -> None:
         self._thread.start()
+
+    def settle(self) -> None:
+        self._thread.submit(self._thread.write_all, is_urgent=False).result()
 
     def stop(self) -> None:
         self._thread.stop()

@@ -242,6 +242,7 @@ class Worker:
             or self._pulling.num_active
         ):
             await asyncio.sleep(TICK_S / 5)
+        await asyncio.to_thread(self.tiering.settle)
 
     async def stop(self) -> None:
         """Ends everything at once; what is still running is lost."""
