@@ -21,6 +21,8 @@ from pdray.link.messages import (
     Publish,
     Renew,
     Renewed,
+    Submission,
+    Submit,
     Tokens,
     Withdraw,
 )
@@ -279,3 +281,51 @@ async def test_a_worker_whose_transfer_thread_ended_ends(
     scene.may_crash = True
     monkeypatch.setattr(TransferThread, "is_running", False)
     assert "no KV moves" in str(await scene.worker.crashed())
+
+
+async def find_two_blocks(scene: Scene) -> None:
+    """The first two of the prompt of 40 tokens are in the worker's prefix cache."""
+    submission = Submission(request=request_of([5] * 35, 1), attempt=1, decode_candidates=())
+    link = await scene.frontend.links.get(scene.worker.info().address)
+    link.send(Submit(submissions=(submission,)))
+    await scene.frontend.receive(Tokens)
+    await until(scene.is_empty)
+    assert scene.worker.engine.pool.num_cached_blocks == 2
+
+
+def metric(scene: Scene, name: str) -> float:
+    lines = scene.worker.metrics_text().decode().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}{{"))
+    return float(line.split()[-1])
+
+
+async def test_blocks_that_are_here_already_are_not_read(scene: Scene) -> None:
+    await find_two_blocks(scene)
+    link = await reserve(scene, handoff(request_id="again"))
+    for num_blocks in (1, 2, 3):
+        link.send(Publish(watermark=watermark(num_blocks, is_last=num_blocks == 3)))
+    _, acknowledge = await scene.other.receive(Acknowledge)
+    assert acknowledge.failure is None
+    await until(scene.is_empty)
+    assert metric(scene, "pdray_kv_transfer_blocks_total") == 1
+    assert metric(scene, "pdray_kv_transfer_found_blocks_total") == 2
+    block_bytes = scene.worker.engine.layout.block_bytes
+    assert metric(scene, "pdray_kv_transfer_found_bytes_total") == 2 * block_bytes
+
+
+@pytest.mark.parametrize("end", ["cancel", "loss", "withdrawal"])
+async def test_blocks_that_are_here_already_stay_when_the_pull_fails(
+    scene: Scene, end: str
+) -> None:
+    await find_two_blocks(scene)
+    link = await reserve(scene, handoff())
+    assert scene.worker.engine.pool.num_cached_blocks == 0
+    match end:
+        case "cancel":
+            cancel(await scene.frontend.links.get(scene.worker.info().address))
+        case "loss":
+            await link.close()
+        case "withdrawal":
+            link.send(Withdraw(lease_id="l"))
+    await until(scene.is_empty)
+    assert scene.worker.engine.pool.num_cached_blocks == 2
