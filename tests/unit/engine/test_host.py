@@ -30,5 +30,6 @@ def count_faults(setting: str) -> list[int]:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's heap")
 def test_memory_that_a_step_freed_is_there_for_the_next() -> None:
     (plain_faults, _), (faults, num_threads) = count_faults("plain"), count_faults("prepared")
-    assert faults < plain_faults / 10
+    # Where the heap's top happens to be in use, nothing goes back without our settings either.
+    assert faults <= plain_faults / 10
     assert num_threads == 1
