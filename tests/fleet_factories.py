@@ -54,6 +54,7 @@ def make_snapshot(
         num_cached_blocks=0,
         num_held_blocks=num_held_blocks,
         num_quarantined_blocks=0,
+        num_unaccounted_blocks=0,
         prefix_query_tokens=0,
         prefix_hit_tokens=0,
         num_evicted_blocks=0,

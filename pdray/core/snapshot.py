@@ -70,6 +70,8 @@ class WorkerSnapshot:
     num_cached_blocks: int
     num_held_blocks: int
     num_quarantined_blocks: int
+    num_unaccounted_blocks: int
+    """Of those, how many no sequence, lease or read knows of: more than 0 is a leak."""
     prefix_query_tokens: int
     """Tokens of all prompts that were looked up in the prefix cache so far."""
     prefix_hit_tokens: int

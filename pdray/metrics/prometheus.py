@@ -135,6 +135,10 @@ class WorkerMetrics:
         self._free, self._cached, self._held, self._quarantined = (
             blocks.labels(*values, state) for state in ("free", "cached", "held", "quarantined")
         )
+        self._unaccounted = gauge(
+            "pdray_kv_unaccounted_blocks",
+            "Blocks in use that no sequence, lease or read knows of: a leak, where it is not 0.",
+        )
         self._preemptions = Counter(
             "pdray_num_preemptions", "Running sequences put back.", names, registry=registry
         ).labels(*values)
@@ -262,6 +266,7 @@ class WorkerMetrics:
             held=snapshot.num_held_blocks,
             quarantined=snapshot.num_quarantined_blocks,
         )
+        self._unaccounted.set(snapshot.num_unaccounted_blocks)
         self._prefix_queries.set(snapshot.prefix_query_tokens)
         self._prefix_hits.set(snapshot.prefix_hit_tokens)
         self._evictions.set(snapshot.num_evicted_blocks)

@@ -215,6 +215,7 @@ class Worker:
             num_cached_blocks=pool.num_cached_blocks,
             num_held_blocks=pool.num_held_blocks,
             num_quarantined_blocks=pool.num_quarantined_blocks,
+            num_unaccounted_blocks=self.engine.num_unaccounted_blocks,
             prefix_query_tokens=self.engine.prefix_cache.num_query_tokens,
             prefix_hit_tokens=self.engine.prefix_cache.num_hit_tokens,
             num_evicted_blocks=pool.num_evictions,

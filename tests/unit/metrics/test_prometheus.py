@@ -78,6 +78,7 @@ def snapshot(**changes: int) -> WorkerSnapshot:
         num_cached_blocks=15,
         num_held_blocks=30,
         num_quarantined_blocks=5,
+        num_unaccounted_blocks=2,
         prefix_query_tokens=0,
         prefix_hit_tokens=0,
         num_evicted_blocks=0,
@@ -94,6 +95,7 @@ def test_a_snapshot_sets_every_gauge_and_the_block_states_add_up() -> None:
         for state in ("free", "cached", "held", "quarantined")
     }
     assert states == {"free": 50, "cached": 15, "held": 30, "quarantined": 5}
+    assert value(samples, "pdray_kv_unaccounted_blocks", worker_id="w1", pool="decode") == 2
     assert value(samples, "pdray_kv_utilization", worker_id="w1", pool="decode") == 0.35
     assert value(samples, "pdray_num_requests_running", worker_id="w1", pool="decode") == 3
     assert value(samples, "pdray_num_requests_waiting", worker_id="w1", pool="decode") == 2

@@ -45,6 +45,7 @@ class Scene:
     def is_empty(self) -> bool:
         pool = self.worker.engine.pool
         pool.check_integrity()
+        assert self.worker.snapshot().num_unaccounted_blocks == 0
         return pool.num_available_blocks == pool.num_blocks
 
     @property
