@@ -16,6 +16,7 @@
     +-- SlowReaderError             the client fell too far behind its own stream
     +-- UnsupportedModelError       a model that pdray cannot serve, with the reason
     +-- TransferError               a read of a peer's blocks failed
+    |   +-- StaleReadError          it came when its lease was over: the bytes are others'
     +-- RankLostError               a process of a tensor-parallel worker died: it cannot go on
     +-- LinkError                   a link could not be made or was lost
     |   +-- LinkRefusedError        the peer refused it: key, wire version or layout
@@ -106,6 +107,10 @@ class UnsupportedModelError(PdrayError):
 
 class TransferError(PdrayError):
     """A read of a peer's blocks failed, or the peer is unknown."""
+
+
+class StaleReadError(TransferError):
+    """A read ended after its lease: what it has read may be somebody else's."""
 
 
 class RankLostError(PdrayError):

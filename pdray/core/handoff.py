@@ -34,14 +34,24 @@ class BlockRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEpoch:
+    """What its owner's memory has at ``slot`` for as long as a lease is not over."""
+
+    slot: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Watermark:
     """How far a lease's blocks may be read: cumulative, so a lost or doubled one does no harm.
 
     ``runs`` are all blocks published so far. ``first_token_id`` is set once the whole prompt
-    is computed: with it, decode can go on.
+    is computed: with it, decode can go on. What was read counts only where ``epoch``, looked at
+    after it, was still the lease's; None where its owner has too many leases for that.
     """
 
     lease_id: str
     ready_tokens: int
     runs: tuple[BlockRun, ...]
     first_token_id: int | None
+    epoch: LeaseEpoch | None = None

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pdray.core.registry import Registry
-from pdray.transfer.base import KVRegion, Transport
+from pdray.transfer.base import EpochTransport, KVRegion
 
-TransportFactory = Callable[[str, KVRegion], Transport]
+TransportFactory = Callable[[str, KVRegion], EpochTransport]
 
 TRANSPORTS: Registry[TransportFactory] = Registry("transport")
 
 
 @TRANSPORTS.register("loopback")
-def _make_loopback(worker_id: str, region: KVRegion) -> Transport:
+def _make_loopback(worker_id: str, region: KVRegion) -> EpochTransport:
     from pdray.transfer.loopback import LoopbackTransport
 
     return LoopbackTransport(worker_id, region)
 
 
 @TRANSPORTS.register("nixl")
-def _make_nixl(worker_id: str, region: KVRegion) -> Transport:
+def _make_nixl(worker_id: str, region: KVRegion) -> EpochTransport:
     # Imported late: nixl loads UCX, which neither the other transports nor `--help` need.
     from pdray.transfer.nixl import NixlTransport
 
     return NixlTransport(worker_id, region)
 
 
-def create_transport(name: str, worker_id: str, region: KVRegion) -> Transport:
+def create_transport(name: str, worker_id: str, region: KVRegion) -> EpochTransport:
     """The transport ``name`` over ``region``, whose memory must outlive it. Raises KeyError that
     lists the known names. The calling thread owns the result."""
     return TRANSPORTS.get(name)(worker_id, region)

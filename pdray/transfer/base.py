@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
+from pdray.core.handoff import LeaseEpoch
+from pdray.transfer.epochs import Epochs
+
 TransferId = NewType("TransferId", int)
 
 
@@ -68,3 +71,14 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Releases registrations and connections. Nothing may be called after it."""
+
+
+class EpochTransport(Transport, Protocol):
+    """That of a worker, of whose ranks the first has the epochs of all leases."""
+
+    epochs: Epochs
+
+    def check_epoch(self, peer_id: str, epoch: LeaseEpoch) -> TransferId:
+        """Starts to read a lease's epoch out of the peer's memory. ``poll`` says DONE where it
+        still is this one, FAILED where it is not, or cannot be read. Raises TransferError for an
+        unknown peer, a slot that it has not, or a peer that has gone."""

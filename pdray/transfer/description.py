@@ -7,30 +7,37 @@ from collections.abc import Sequence
 import msgspec
 
 from pdray.core.errors import TransferError
+from pdray.core.handoff import LeaseEpoch
 from pdray.transfer.base import KVRegion
+from pdray.transfer.epochs import Epochs
 
 
 class ArenaDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """A peer's arena. ``access`` is the transport's own: what opens the peer's memory."""
+    """A peer's arena, and the epochs of its leases, in host memory. ``access`` is the transport's
+    own: what opens the peer's memory."""
 
     transport: str
     address: int
     num_blocks: int
     block_bytes: int
     device_id: int | None
+    epochs_address: int
+    num_epochs: int
     access: bytes
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
 
 
-def describe_region(transport: str, region: KVRegion, access: bytes) -> bytes:
+def describe_region(transport: str, region: KVRegion, epochs: Epochs, access: bytes) -> bytes:
     return ArenaDescription(
         transport=transport,
         address=region.address,
         num_blocks=region.num_blocks,
         block_bytes=region.block_bytes,
         device_id=region.device_id,
+        epochs_address=epochs.address,
+        num_epochs=epochs.num_slots,
         access=access,
     ).encode()
 
@@ -78,6 +85,12 @@ def check_block_ids(
         raise TransferError("a pull of no blocks; at least one is needed")
     _check_range("remote", remote_block_ids, peer.num_blocks)
     _check_range("local", local_block_ids, local.num_blocks)
+
+
+def check_epoch_slot(peer: ArenaDescription, epoch: LeaseEpoch) -> None:
+    """Raises TransferError unless the peer has this one."""
+    if not 0 <= epoch.slot < peer.num_epochs:
+        raise TransferError(f"epoch slot {epoch.slot} is not in 0..{peer.num_epochs - 1}")
 
 
 def _check_range(side: str, block_ids: Sequence[int], num_blocks: int) -> None:

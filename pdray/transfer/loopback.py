@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pdray.core.errors import TransferError
+from pdray.core.handoff import LeaseEpoch
 from pdray.transfer.base import KVRegion, TransferId, TransferState
 from pdray.transfer.description import (
     ArenaDescription,
     check_block_ids,
+    check_epoch_slot,
     describe_region,
     read_description,
 )
+from pdray.transfer.epochs import Epochs
 
 
 class _Arenas:
@@ -27,13 +30,13 @@ class _Arenas:
     """
 
     def __init__(self) -> None:
-        self._open: dict[bytes, KVRegion] = {}
+        self._open: dict[bytes, tuple[KVRegion, Epochs]] = {}
         self._lock = threading.Lock()
 
-    def open(self, region: KVRegion) -> bytes:
+    def open(self, region: KVRegion, epochs: Epochs) -> bytes:
         with self._lock:
             key = secrets.token_bytes(16)
-            self._open[key] = region
+            self._open[key] = (region, epochs)
             return key
 
     def close(self, key: bytes) -> None:
@@ -47,9 +50,9 @@ class _Arenas:
     def copy(self, key: bytes, local: KVRegion, pairs: Sequence[tuple[int, int]]) -> bool:
         """False, with nothing copied, where the arena is closed."""
         with self._lock:
-            remote = self._open.get(key)
-            if remote is None:
+            if key not in self._open:
                 return False
+            remote, _ = self._open[key]
             size = remote.block_bytes
             for remote_id, local_id in pairs:
                 ctypes.memmove(
@@ -57,14 +60,21 @@ class _Arenas:
                 )
             return True
 
+    def has_epoch(self, key: bytes, epoch: LeaseEpoch) -> bool:
+        with self._lock:
+            return key in self._open and self._open[key][1].is_current(epoch)
+
 
 _ARENAS = _Arenas()
 
 
 @dataclass(frozen=True, slots=True)
 class _Pull:
+    """Of blocks, or of an epoch."""
+
     key: bytes
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[int, int], ...] = ()
+    epoch: LeaseEpoch | None = None
 
 
 class LoopbackTransport:
@@ -80,14 +90,15 @@ class LoopbackTransport:
             )
         self.block_bytes = region.block_bytes
         self._region = region
-        self._key = _ARENAS.open(region)
+        self.epochs = Epochs()
+        self._key = _ARENAS.open(region, self.epochs)
         self._peers: dict[str, ArenaDescription] = {}
         self._ids = itertools.count()
         self._pending: dict[TransferId, _Pull] = {}
         self._ended: dict[TransferId, TransferState] = {}
 
     def describe(self) -> bytes:
-        return describe_region(self.name, self._region, self._key)
+        return describe_region(self.name, self._region, self.epochs, self._key)
 
     def add_peer(self, peer_id: str, description: bytes) -> None:
         peer = read_description(
@@ -103,22 +114,37 @@ class LoopbackTransport:
     def pull(
         self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
     ) -> TransferId:
+        peer = self._find(peer_id)
+        check_block_ids(peer, self._region, remote_block_ids, local_block_ids)
+        pairs = tuple(zip(remote_block_ids, local_block_ids, strict=True))
+        return self._begin(_Pull(peer.access, pairs))
+
+    def check_epoch(self, peer_id: str, epoch: LeaseEpoch) -> TransferId:
+        peer = self._find(peer_id)
+        check_epoch_slot(peer, epoch)
+        return self._begin(_Pull(peer.access, epoch=epoch))
+
+    def _find(self, peer_id: str) -> ArenaDescription:
         peer = self._peers.get(peer_id)
         if peer is None:
             raise TransferError(f"unknown peer {peer_id!r}; known: {sorted(self._peers)}")
-        check_block_ids(peer, self._region, remote_block_ids, local_block_ids)
         if not _ARENAS.is_open(peer.access):
             raise TransferError(f"peer {peer_id!r} has gone")
+        return peer
+
+    def _begin(self, pull: _Pull) -> TransferId:
         transfer_id = TransferId(next(self._ids))
-        pairs = tuple(zip(remote_block_ids, local_block_ids, strict=True))
-        self._pending[transfer_id] = _Pull(peer.access, pairs)
+        self._pending[transfer_id] = pull
         return transfer_id
 
     def poll(self, transfer_id: TransferId) -> TransferState:
         for pending_id, pull in list(self._pending.items()):
-            is_copied = _ARENAS.copy(pull.key, self._region, pull.pairs)
+            if pull.epoch is None:
+                is_good = _ARENAS.copy(pull.key, self._region, pull.pairs)
+            else:
+                is_good = _ARENAS.has_epoch(pull.key, pull.epoch)
             del self._pending[pending_id]
-            self._ended[pending_id] = TransferState.DONE if is_copied else TransferState.FAILED
+            self._ended[pending_id] = TransferState.DONE if is_good else TransferState.FAILED
         return self._ended.pop(transfer_id)
 
     def progress(self) -> None:

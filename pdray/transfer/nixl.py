@@ -36,17 +36,24 @@ from nixl._api import (
 )
 
 from pdray.core.errors import TransferError
+from pdray.core.handoff import LeaseEpoch
 from pdray.transfer.base import KVRegion, TransferId, TransferState
 from pdray.transfer.description import (
     ArenaDescription,
     check_block_ids,
+    check_epoch_slot,
     describe_region,
     read_description,
 )
+from pdray.transfer.epochs import EPOCH_BYTES, Epochs
 
 logger = logging.getLogger(__name__)
 
 _BACKEND = "UCX"
+NUM_LANDINGS = 1024
+"""Epochs that may be on their way here at once."""
+_Part = tuple[nixl_prepped_dlist_handle, Sequence[int]]
+"""Of a prepared list, the entries of a read."""
 # NIXL's errors have no base of their own.
 NIXL_ERRORS: tuple[type[Exception], ...] = tuple(
     error
@@ -63,14 +70,19 @@ class _PeerLife:
     agent_name: str
     description: ArenaDescription
     blocks: nixl_prepped_dlist_handle
+    epochs: nixl_prepped_dlist_handle
     num_pending: int = 0
     is_lost: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Pull:
+    """Of blocks; or of an epoch, into a ``landing`` of ours, where ``value`` should be then."""
+
     life: _PeerLife
     handle: nixl_xfer_handle
+    landing: int | None = None
+    value: int = 0
 
 
 class NixlTransport:
@@ -87,6 +99,9 @@ class NixlTransport:
         self._lives: dict[bytes, _PeerLife] = {}
         self._pulls: dict[TransferId, _Pull] = {}
         self._ids = itertools.count()
+        self.epochs = Epochs()
+        self._landings = np.zeros(NUM_LANDINGS, dtype=np.uint64)
+        self._free_landings = list(range(NUM_LANDINGS))
         # Another name for each life: NIXL would take a restarted worker for the old one.
         agent_name = f"{worker_id}-{secrets.token_hex(4)}"
         try:
@@ -97,8 +112,18 @@ class NixlTransport:
                 _memory_kind(region.device_id),
                 backends=[_BACKEND],
             )
+            landings = (int(self._landings.ctypes.data), NUM_LANDINGS)
+            own_epochs = (self.epochs.address, self.epochs.num_slots)
+            self._epoch_registration = self._agent.register_memory(
+                [(at, num * EPOCH_BYTES, 0, "") for at, num in (landings, own_epochs)],
+                "DRAM",
+                backends=[_BACKEND],
+            )
             self._blocks = self._prepare_blocks("NIXL_INIT_AGENT", region)
-            self._description = describe_region(self.name, region, self._agent.get_agent_metadata())
+            self._landing_list = self._prepare_epochs("NIXL_INIT_AGENT", *landings)
+            self._description = describe_region(
+                self.name, region, self.epochs, self._agent.get_agent_metadata()
+            )
         except NIXL_ERRORS as error:
             raise TransferError(f"NIXL cannot serve worker {worker_id!r}: {error!r}") from error
 
@@ -125,18 +150,51 @@ class NixlTransport:
     def pull(
         self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
     ) -> TransferId:
+        life = self._find(peer_id)
+        check_block_ids(life.description, self._region, remote_block_ids, local_block_ids)
+        handle = self._start(
+            peer_id, life, (self._blocks, local_block_ids), (life.blocks, remote_block_ids)
+        )
+        return self._keep(_Pull(life, handle))
+
+    def check_epoch(self, peer_id: str, epoch: LeaseEpoch) -> TransferId:
+        life = self._find(peer_id)
+        check_epoch_slot(life.description, epoch)
+        if not self._free_landings:
+            raise TransferError(f"{NUM_LANDINGS} epochs are being read already")
+        landing = self._free_landings.pop()
+        try:
+            handle = self._start(
+                peer_id, life, (self._landing_list, [landing]), (life.epochs, [epoch.slot])
+            )
+        except TransferError:
+            self._free_landings.append(landing)
+            raise
+        return self._keep(_Pull(life, handle, landing, epoch.value))
+
+    def _find(self, peer_id: str) -> _PeerLife:
         life = self._peers.get(peer_id)
         if life is None:
             raise TransferError(f"unknown peer {peer_id!r}; known: {sorted(self._peers)}")
-        check_block_ids(life.description, self._region, remote_block_ids, local_block_ids)
+        return life
+
+    def _keep(self, pull: _Pull) -> TransferId:
+        transfer_id = TransferId(next(self._ids))
+        pull.life.num_pending += 1
+        self._pulls[transfer_id] = pull
+        return transfer_id
+
+    def _start(
+        self, peer_id: str, life: _PeerLife, local: _Part, remote: _Part
+    ) -> nixl_xfer_handle:
         handle: nixl_xfer_handle | None = None
         try:
             handle = self._agent.make_prepped_xfer(
                 "READ",
-                self._blocks,
-                np.asarray(local_block_ids, dtype=np.int32),
-                life.blocks,
-                np.asarray(remote_block_ids, dtype=np.int32),
+                local[0],
+                np.asarray(local[1], dtype=np.int32),
+                remote[0],
+                np.asarray(remote[1], dtype=np.int32),
                 backends=[_BACKEND],
             )
             state = self._agent.transfer(handle)
@@ -149,10 +207,7 @@ class NixlTransport:
             life.is_lost = True
             release_handle(handle)
             raise TransferError(f"NIXL refused a read of peer {peer_id!r}")
-        transfer_id = TransferId(next(self._ids))
-        life.num_pending += 1
-        self._pulls[transfer_id] = _Pull(life, handle)
-        return transfer_id
+        return handle
 
     def poll(self, transfer_id: TransferId) -> TransferState:
         pull = self._pulls[transfer_id]
@@ -170,7 +225,11 @@ class NixlTransport:
         if nixl_state == "ERR":
             pull.life.is_lost = True
         self._forget_if_unused(pull.life)
-        return TransferState.DONE if nixl_state == "DONE" else TransferState.FAILED
+        is_good = nixl_state == "DONE"
+        if pull.landing is not None:
+            is_good = is_good and int(self._landings[pull.landing]) == pull.value
+            self._free_landings.append(pull.landing)
+        return TransferState.DONE if is_good else TransferState.FAILED
 
     def progress(self) -> None:
         self._agent.get_new_notifs()
@@ -184,9 +243,12 @@ class NixlTransport:
             life.num_pending = 0
             self._forget_if_unused(life)
         self._blocks.release()
-        self._agent.deregister_memory(self._registration, backends=[_BACKEND])
+        self._landing_list.release()
+        for registration in (self._registration, self._epoch_registration):
+            self._agent.deregister_memory(registration, backends=[_BACKEND])
         # The UCX worker and its connections go with the last reference to the agent.
-        del self._agent, self._blocks, self._registration
+        del self._agent, self._blocks, self._landing_list, registration
+        del self._registration, self._epoch_registration
 
     def _meet(self, peer_id: str, peer: ArenaDescription) -> _PeerLife:
         lost = self._lives.pop(peer.access, None)
@@ -198,11 +260,12 @@ class NixlTransport:
             if isinstance(agent_name, bytes):
                 agent_name = agent_name.decode()
             blocks = self._prepare_blocks(agent_name, peer)
+            epochs = self._prepare_epochs(agent_name, peer.epochs_address, peer.num_epochs)
         except NIXL_ERRORS as error:
             if agent_name is not None:
                 self._agent.remove_remote_agent(agent_name)
             raise TransferError(f"NIXL does not take peer {peer_id!r}: {error!r}") from error
-        life = _PeerLife(agent_name, peer, blocks)
+        life = _PeerLife(agent_name, peer, blocks, epochs)
         self._lives[peer.access] = life
         return life
 
@@ -215,6 +278,7 @@ class NixlTransport:
 
     def _drop(self, life: _PeerLife) -> None:
         life.blocks.release()
+        life.epochs.release()
         try:
             self._agent.remove_remote_agent(life.agent_name)
         except NIXL_ERRORS as error:
@@ -230,6 +294,14 @@ class NixlTransport:
             np.array([row], dtype=np.uint64),
             _memory_kind(arena.device_id),
             backends=[_BACKEND],
+        )
+
+    def _prepare_epochs(
+        self, agent_name: str, address: int, num_slots: int
+    ) -> nixl_prepped_dlist_handle:
+        row = (address, EPOCH_BYTES, 0, EPOCH_BYTES, num_slots)
+        return self._agent.prep_xfer_dlist(
+            agent_name, np.array([row], dtype=np.uint64), "DRAM", backends=[_BACKEND]
         )
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import msgspec
 
 from pdray.core.errors import TransferError
-from pdray.transfer.base import TransferId, TransferState, Transport
+from pdray.core.handoff import LeaseEpoch
+from pdray.transfer.base import EpochTransport, TransferId, TransferState, Transport
 
 
 class RanksDescription(msgspec.Struct, frozen=True):
@@ -24,10 +25,13 @@ class RanksDescription(msgspec.Struct, frozen=True):
 class RankedTransport:
     """One transport for each rank, rank 0's first, behind the interface of one."""
 
-    def __init__(self, ranks: Sequence[Transport]) -> None:
-        self.name = ranks[0].name
+    def __init__(self, first: EpochTransport, others: Sequence[Transport]) -> None:
+        ranks = (first, *others)
+        self.name = first.name
         self.block_bytes = sum(rank.block_bytes for rank in ranks)
-        self._ranks = tuple(ranks)
+        self.epochs = first.epochs
+        self._first = first
+        self._ranks: tuple[Transport, ...] = ranks
         self._ids = itertools.count()
         self._pulls: dict[TransferId, dict[Transport, TransferId]] = {}
         self._failed: set[TransferId] = set()
@@ -65,6 +69,12 @@ class RankedTransport:
                 self._failed.add(transfer_id)
                 break
         self._pulls[transfer_id] = started
+        return transfer_id
+
+    def check_epoch(self, peer_id: str, epoch: LeaseEpoch) -> TransferId:
+        """One for all ranks: it is looked at when they have all read."""
+        transfer_id = TransferId(next(self._ids))
+        self._pulls[transfer_id] = {self._first: self._first.check_epoch(peer_id, epoch)}
         return transfer_id
 
     def poll(self, transfer_id: TransferId) -> TransferState:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from pdray.core.errors import TransferError
-from pdray.transfer.base import TransferId, TransferState, Transport
+from pdray.core.errors import StaleReadError, TransferError
+from pdray.core.handoff import LeaseEpoch
+from pdray.transfer.base import EpochTransport, TransferId, TransferState
+from pdray.transfer.epochs import Epochs
 from pdray.transfer.read_queue import Read, ReadQueue, Slice
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class _Pull:
 
     future: Future[PullReport]
     asked_at: float
+    epoch: LeaseEpoch | None
     started_at: float | None = None
     failure: TransferError | None = None
 
@@ -53,20 +56,21 @@ class TransferThread:
     Its futures cannot be cancelled: a pull's ends when its read can touch memory no more.
     """
 
-    def __init__(self, make_transport: Callable[[], Transport]) -> None:
+    def __init__(self, make_transport: Callable[[], EpochTransport]) -> None:
         """``make_transport`` is called in the thread, which will be the transport's owner."""
         self._make_transport = make_transport
         self._thread = threading.Thread(target=self._run, name="pdray-transfer", daemon=True)
         self._description: Future[bytes] = Future()
         self._wake = threading.Condition()
         # Under the condition's lock; the pulls belong to the thread alone.
-        self._commands: deque[Callable[[Transport], None]] = deque()
+        self._commands: deque[Callable[[EpochTransport], None]] = deque()
         self._unfinished: set[Future[None] | Future[PullReport]] = set()
         self._num_lending = 0
         self._drain_until: float | None = None
         self._closed_because: str | None = None
         self._pulls: dict[Read, _Pull] = {}
         self._in_flight: dict[TransferId, Slice] = {}
+        self._checks: dict[TransferId, Read] = {}
 
     def start(self) -> None:
         """Returns once the transport is there. Raises what making it raised."""
@@ -92,11 +96,16 @@ class TransferThread:
         """What peers need for their ``add_peer``."""
         return self._description.result()
 
+    @property
+    def epochs(self) -> Epochs:
+        """Of the leases that this worker gives; for one thread, whichever."""
+        return self._epochs
+
     def add_peer(self, peer_id: str, description: bytes) -> Future[None]:
         """Makes ``peer_id`` readable, or fails with TransferError."""
         future: Future[None] = Future()
 
-        def run(transport: Transport) -> None:
+        def run(transport: EpochTransport) -> None:
             try:
                 transport.add_peer(peer_id, description)
             except TransferError as error:
@@ -119,11 +128,14 @@ class TransferThread:
         local_block_ids: Sequence[int],
         *,
         flow: str = "",
+        epoch: LeaseEpoch | None = None,
     ) -> Future[PullReport]:
         """Copies remote block i into local block i. Pulls of one peer with unlike ``flow``, the
-        name of who waits for them, take turns. Fails with TransferError; the local blocks
-        must stay untouched until the future has ended, however it does."""
-        pull = _Pull(Future(), time.perf_counter())
+        name of who waits for them, take turns. With an ``epoch``, what was read counts only
+        where it is still the lease's when all is read. Fails with TransferError, StaleReadError
+        where the lease was over; the local blocks must stay untouched until the future has ended,
+        however it does."""
+        pull = _Pull(Future(), time.perf_counter(), epoch)
         read = Read(
             peer_id=peer_id,
             flow=flow,
@@ -131,7 +143,7 @@ class TransferThread:
             local_block_ids=tuple(local_block_ids),
         )
 
-        def run(transport: Transport) -> None:
+        def run(transport: EpochTransport) -> None:
             self._pulls[read] = pull
             if len(read.remote_block_ids) == len(read.local_block_ids) > 0:
                 self._queue.add(read)
@@ -161,7 +173,7 @@ class TransferThread:
 
     def _submit(
         self,
-        command: Callable[[Transport], None],
+        command: Callable[[EpochTransport], None],
         future: Future[None] | Future[PullReport] | None,
     ) -> None:
         if future is not None:
@@ -184,6 +196,7 @@ class TransferThread:
             transport = self._make_transport()
             self._block_bytes = transport.block_bytes
             self._queue = make_queue(transport.block_bytes)
+            self._epochs = transport.epochs
             self._description.set_result(transport.describe())
         except Exception as error:  # the thread's outermost level: `start` raises it
             self._end(f"the transport could not be made: {error!r}")
@@ -194,6 +207,7 @@ class TransferThread:
             while self._wait_for_work():
                 self._run_commands(transport)
                 self._move_reads(transport)
+                self._poll_checks(transport)
                 if self._num_lending:
                     transport.progress()
         except Exception as error:  # the thread's outermost level
@@ -218,7 +232,7 @@ class TransferThread:
                     return True
                 self._wake.wait()
 
-    def _run_commands(self, transport: Transport) -> None:
+    def _run_commands(self, transport: EpochTransport) -> None:
         while True:
             with self._wake:
                 if not self._commands:
@@ -226,14 +240,14 @@ class TransferThread:
                 command = self._commands.popleft()
             command(transport)
 
-    def _move_reads(self, transport: Transport) -> None:
+    def _move_reads(self, transport: EpochTransport) -> None:
         """Until no more can be started: a read that ends makes room for the next at once."""
         while True:
             self._start_reads(transport)
             if not self._poll_reads(transport) or not self._queue.has_waiting or self._commands:
                 return
 
-    def _start_reads(self, transport: Transport) -> None:
+    def _start_reads(self, transport: EpochTransport) -> None:
         while (taken := self._queue.take()) is not None:
             read, pull = taken.read, self._pulls[taken.read]
             pull.started_at = pull.started_at or time.perf_counter()
@@ -242,11 +256,11 @@ class TransferThread:
                     read.peer_id, taken.remote_block_ids, taken.local_block_ids
                 )
             except TransferError as error:
-                self._end_slice(taken, error)
+                self._end_slice(transport, taken, error)
             else:
                 self._in_flight[transfer_id] = taken
 
-    def _poll_reads(self, transport: Transport) -> bool:
+    def _poll_reads(self, transport: EpochTransport) -> bool:
         """Whether any has ended."""
         num_before = len(self._in_flight)
         for transfer_id, taken in list(self._in_flight.items()):
@@ -255,16 +269,42 @@ class TransferThread:
                 continue
             del self._in_flight[transfer_id]
             error = f"a read of {taken.num_blocks} blocks of peer {taken.read.peer_id!r} failed"
-            self._end_slice(taken, TransferError(error) if state is TransferState.FAILED else None)
+            self._end_slice(
+                transport, taken, TransferError(error) if state is TransferState.FAILED else None
+            )
         return len(self._in_flight) < num_before
 
-    def _end_slice(self, taken: Slice, error: TransferError | None) -> None:
+    def _end_slice(
+        self, transport: EpochTransport, taken: Slice, error: TransferError | None
+    ) -> None:
         self._queue.ended(taken)
         if error is not None:
             self._pulls[taken.read].failure = error
             self._queue.drop(taken.read)
         if taken.read.is_over:
-            self._end_pull(taken.read)
+            self._check_epoch(transport, taken.read)
+
+    def _check_epoch(self, transport: EpochTransport, read: Read) -> None:
+        """All of its data is here, or will never be."""
+        pull = self._pulls[read]
+        if pull.failure is None and pull.epoch is not None:
+            try:
+                self._checks[transport.check_epoch(read.peer_id, pull.epoch)] = read
+                return
+            except TransferError as error:
+                pull.failure = error
+        self._end_pull(read)
+
+    def _poll_checks(self, transport: EpochTransport) -> None:
+        for transfer_id, read in list(self._checks.items()):
+            state = transport.poll(transfer_id)
+            if state is TransferState.PENDING:
+                continue
+            del self._checks[transfer_id]
+            if state is TransferState.FAILED:
+                error = f"the lease of {read.peer_id!r} was over, or its end could not be ruled out"
+                self._pulls[read].failure = StaleReadError(error)
+            self._end_pull(read)
 
     def _end_pull(self, read: Read) -> None:
         pull = self._pulls.pop(read)
@@ -289,6 +329,7 @@ class TransferThread:
             unfinished = list(self._unfinished)
         self._pulls.clear()
         self._in_flight.clear()
+        self._checks.clear()
         for future in unfinished:
             self._fail(future, TransferError(reason))
 

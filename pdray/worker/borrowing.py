@@ -150,7 +150,9 @@ class Borrowing:
         if blocks is None:
             return "it has lent too little"
         remote, local = blocks
-        reading = self._transfer.pull(link.peer_id, remote, local, flow=watermark.lease_id)
+        reading = self._transfer.pull(
+            link.peer_id, remote, local, flow=watermark.lease_id, epoch=watermark.epoch
+        )
         try:
             report = await asyncio.wrap_future(reading)
         except TransferError as error:

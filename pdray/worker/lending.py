@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pdray.core.clock import Clock
-from pdray.core.handoff import Watermark
+from pdray.core.handoff import LeaseEpoch, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.holds import BlockHold
 from pdray.engine.sequence import Sequence
@@ -27,6 +27,7 @@ class _Loan:
     """What a lease holds is its own, whoever else holds the same blocks."""
 
     reader: Connection
+    epoch: LeaseEpoch | None
     hold: BlockHold = field(default_factory=BlockHold)
     is_over: bool = False
     """Its end was told, though the blocks may be read still."""
@@ -72,7 +73,7 @@ class Lending:
         published under it then."""
         if not self._table.accept(lease_id, self._clock.now()):
             return False
-        self._begin(lease_id, _Loan(reader))
+        self._begin(lease_id, _Loan(reader, self._transfer.epochs.take()))
         return True
 
     def _begin(self, lease_id: str, loan: _Loan) -> None:
@@ -80,11 +81,14 @@ class Lending:
         # The owner polls from here on: the reader's first read makes the connection.
         self._transfer.begin_lending()
 
-    def grant(self, lease_id: str, reader: Connection, hold: BlockHold) -> None:
-        """A lease on all that it will ever be good for, to a reader who has asked for that."""
+    def grant(self, lease_id: str, reader: Connection, hold: BlockHold) -> LeaseEpoch | None:
+        """A lease on all that it will ever be good for, to a reader who has asked for that; its
+        epoch."""
         self.offer(lease_id, reader)
         self._table.accept(lease_id, self._clock.now())
-        self._begin(lease_id, _Loan(reader, hold))
+        loan = _Loan(reader, self._transfer.epochs.take(), hold)
+        self._begin(lease_id, loan)
+        return loan.epoch
 
     def publish(
         self, lease_id: str, sequence: Sequence, ready_tokens: int, first_token_id: int | None
@@ -99,6 +103,7 @@ class Lending:
             ready_tokens=ready_tokens,
             runs=self._engine.published.lend_prompt(sequence, ready_tokens, loan.hold),
             first_token_id=first_token_id,
+            epoch=loan.epoch,
         )
         loan.reader.send(Publish(watermark=watermark))
 
@@ -150,6 +155,8 @@ class Lending:
     def _release(self, lease_id: str, loan: _Loan, failure: str | None) -> None:
         del self._loans[lease_id]
         self._transfer.end_lending()
+        if loan.epoch is not None:
+            self._transfer.epochs.end(loan.epoch)  # before anybody can get the blocks
         self._tell_end(lease_id, loan, failure)
         if loan.hold.is_quarantined:
             self._engine.holds.end_quarantine(loan.hold)

@@ -55,5 +55,10 @@ class PrefixLending:
         if num_tokens == 0:
             return None
         lease_id = f"{self._worker_id}/prefix/{next(self._lease_numbers)}"
-        self._lending.grant(lease_id, reader, hold)
-        return Watermark(lease_id=lease_id, ready_tokens=num_tokens, runs=runs, first_token_id=None)
+        return Watermark(
+            lease_id=lease_id,
+            ready_tokens=num_tokens,
+            runs=runs,
+            first_token_id=None,
+            epoch=self._lending.grant(lease_id, reader, hold),
+        )

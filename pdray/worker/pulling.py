@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, field
 
 from pdray.core.clock import Clock
-from pdray.core.errors import TransferError
+from pdray.core.errors import StaleReadError, TransferError
 from pdray.core.handoff import Handoff, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
@@ -180,16 +180,21 @@ class Pulling:
     async def _read(self, pull: Pull, remote: list[int], local: list[int]) -> PullReport:
         """Raises TransferError once it has failed READ_ATTEMPTS times, or need not be tried
         again."""
+        assert pull.watermark is not None
+        epoch = pull.watermark.epoch
         num_failed = 0
         while True:
             try:
-                reading = self._transfer.pull(pull.owner.peer_id, remote, local, flow=pull.lease_id)
+                reading = self._transfer.pull(
+                    pull.owner.peer_id, remote, local, flow=pull.lease_id, epoch=epoch
+                )
                 return await asyncio.wrap_future(reading)
             except TransferError as error:
                 num_failed += 1
                 read = self._reads.get(pull.lease_id)
                 is_wanted = read is not None and read.is_open and not pull.owner.is_closed
-                if num_failed == READ_ATTEMPTS or not is_wanted:
+                is_stale = isinstance(error, StaleReadError)
+                if is_stale or num_failed == READ_ATTEMPTS or not is_wanted:
                     raise
                 logger.warning("a read is tried again: %s, lease_id=%s", error, pull.lease_id)
             await asyncio.sleep(READ_RETRY_S)

@@ -8,19 +8,19 @@ from multiprocessing.connection import Connection
 from pdray.engine.engine import Engine
 from pdray.kvcache.storage import KVStorage
 from pdray.transfer import create_transport
-from pdray.transfer.base import KVRegion, Transport
+from pdray.transfer.base import EpochTransport, KVRegion
 from pdray.transfer.ranked import RankedTransport
 from pdray.transfer.remote import RemoteTransport
 from pdray.transfer.remote_server import serve_transport
 
 
-def make_transport(name: str, worker_id: str, engine: Engine) -> Transport:
+def make_transport(name: str, worker_id: str, engine: Engine) -> EpochTransport:
     """Over the engine's blocks on all of its ranks. Raises TransferError."""
     sides = [] if engine.ranks is None else engine.ranks.side_connections
     for rank, side in enumerate(sides, start=1):
         side.send(partial(serve_rank, name, f"{worker_id}.{rank}"))
     own = create_transport(name, worker_id, region_of(engine.storage))
-    return RankedTransport([own, *map(RemoteTransport, sides)]) if sides else own
+    return RankedTransport(own, list(map(RemoteTransport, sides))) if sides else own
 
 
 def serve_rank(name: str, agent_id: str, side: Connection, storage: KVStorage) -> None:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pytest
 
 from pdray.core.errors import TransferError
+from pdray.core.handoff import LeaseEpoch
 from pdray.transfer import TRANSPORTS, create_transport
-from pdray.transfer.base import KVRegion, TransferId, TransferState, Transport
+from pdray.transfer.base import EpochTransport, KVRegion, TransferId, TransferState
 from pdray.transfer.ranked import RankedTransport
 from pdray.transfer.remote import RemoteTransport
 from pdray.transfer.remote_server import serve_transport
@@ -42,10 +43,10 @@ class Arena:
             self._parts[:] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
         self.blocks = self._parts.swapaxes(0, 1)
         self._threads: list[threading.Thread] = []
-        self.transport: Transport
+        self.transport: EpochTransport
         if name == RANKED:
             own = create_transport("nixl", worker_id, self._region(0))
-            self.transport = RankedTransport([own, self._make_remote(worker_id)])
+            self.transport = RankedTransport(own, [self._make_remote(worker_id)])
         else:
             self.transport = create_transport(name, worker_id, self._region(0))
 
@@ -285,6 +286,40 @@ def test_an_unknown_transport_is_answered_with_the_known_ones() -> None:
 
 def test_workers_of_unlike_numbers_of_ranks_refuse_each_other() -> None:
     with open_pair(RANKED) as ranked, open_pair("nixl") as plain:
-        lone = RankedTransport([plain.owner.transport])
+        lone = RankedTransport(plain.owner.transport, [])
         with pytest.raises(TransferError, match="'lone' has 1 ranks, this worker 2"):
             ranked.reader.transport.add_peer("lone", lone.describe())
+
+
+def test_an_epoch_is_good_until_its_lease_ends(pair: Pair) -> None:
+    ended, lasting = (pair.owner.transport.epochs.take() for _ in range(2))
+    assert ended is not None
+    assert lasting is not None
+    check = pair.reader.transport.check_epoch
+    checks = [check("owner", epoch) for epoch in (ended, lasting, ended)]
+    assert pair.finish(*checks) == [TransferState.DONE] * 3
+    pair.owner.transport.epochs.end(ended)
+    again = pair.owner.transport.epochs.take()
+    assert again is not None
+    assert again.slot == ended.slot
+    checks = [check("owner", epoch) for epoch in (ended, lasting, again)]
+    states = [TransferState.FAILED, TransferState.DONE, TransferState.DONE]
+    assert pair.finish(*checks) == states
+
+
+def test_a_stale_epoch_costs_the_peer_nothing(pair: Pair) -> None:
+    epoch = pair.owner.transport.epochs.take()
+    assert epoch is not None
+    pair.owner.transport.epochs.end(epoch)
+    assert pair.finish(pair.reader.transport.check_epoch("owner", epoch)) == [TransferState.FAILED]
+    assert pair.finish(pair.pull([3], [4])) == [TransferState.DONE]
+    assert np.array_equal(pair.reader.blocks[4], pair.owner.blocks[3])
+
+
+def test_an_epoch_that_cannot_be_read_is_none(pair: Pair) -> None:
+    check = pair.reader.transport.check_epoch
+    with pytest.raises(TransferError, match="unknown peer 'nobody'"):
+        check("nobody", LeaseEpoch(slot=0, value=0))
+    num_slots = pair.owner.transport.epochs.num_slots
+    with pytest.raises(TransferError, match=f"epoch slot {num_slots} is not in"):
+        check("owner", LeaseEpoch(slot=num_slots, value=0))

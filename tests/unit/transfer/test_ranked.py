@@ -14,6 +14,7 @@ import pytest
 from pdray.core.errors import TransferError
 from pdray.transfer.base import KVRegion, TransferId, TransferState
 from pdray.transfer.description import describe_region
+from pdray.transfer.epochs import Epochs
 from pdray.transfer.loopback import LoopbackTransport
 from pdray.transfer.ranked import RankedTransport, RanksDescription
 from pdray.transfer.remote import RemoteTransport
@@ -43,12 +44,12 @@ class Ranks:
         own = LoopbackTransport("reader", region)
         ours, self.rank_1 = multiprocessing.Pipe()
         self.rank_1.send(Opened("loopback", region, b"rank 1"))
-        self.transport = RankedTransport([own, RemoteTransport(ours)])
+        self.transport = RankedTransport(own, [RemoteTransport(ours)])
         self.owners = msgspec.msgpack.encode(
             RanksDescription(
                 (
                     self.owner.describe(),
-                    describe_region("loopback", replace(region, address=0), b"secret"),
+                    describe_region("loopback", replace(region, address=0), Epochs(1), b"secret"),
                 )
             )
         )

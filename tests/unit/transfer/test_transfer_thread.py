@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pdray.core.errors import TransferError
+from pdray.core.errors import StaleReadError, TransferError
 from pdray.transfer import transfer_thread
 from pdray.transfer.base import KVRegion, TransferId, TransferState
 from pdray.transfer.loopback import LoopbackTransport
@@ -109,6 +109,23 @@ def test_a_pull_cannot_be_cancelled(workers: tuple[Worker, Worker]) -> None:
     assert not future.done()
     reader.transport.may_end.set()
     assert future.result(PATIENCE_S).num_blocks == 1
+
+
+def test_what_was_read_under_a_lease_that_is_over_does_not_count(
+    workers: tuple[Worker, Worker],
+) -> None:
+    owner, reader = workers
+    epoch = owner.thread.epochs.take()
+    assert epoch is not None
+    in_time = reader.thread.pull("owner", [1], [1], epoch=epoch)
+    reader.transport.may_end.set()
+    assert in_time.result(PATIENCE_S).num_blocks == 1
+    reader.transport.may_end.clear()
+    too_late = reader.thread.pull("owner", [1], [1], epoch=epoch)
+    owner.thread.epochs.end(epoch)
+    reader.transport.may_end.set()
+    with pytest.raises(StaleReadError, match="the lease of 'owner' was over"):
+        too_late.result(PATIENCE_S)
 
 
 def test_errors_of_one_call_are_that_calls_alone(workers: tuple[Worker, Worker]) -> None:

@@ -15,6 +15,7 @@ from pdray.core.snapshot import Role, WorkerState
 from pdray.engine.engine import Engine
 from pdray.engine.model import LoadedModel, load_model
 from pdray.transfer.base import KVRegion
+from pdray.transfer.epochs import Epochs
 from pdray.transfer.loopback import LoopbackTransport
 from pdray.worker import worker as worker_module
 from pdray.worker.config import WorkerConfig
@@ -40,6 +41,8 @@ class Scene:
     clock: ManualClock
     frontend: Peer
     other: Peer
+    epochs: Epochs
+    """Those of ``other``'s leases."""
     may_crash: bool = False
 
     def is_empty(self) -> bool:
@@ -100,7 +103,7 @@ async def scene(
     frontend = Peer("frontend")
     info = await worker.start()
     await frontend.links.get(info.address)
-    scene = Scene(worker, manual_clock, frontend, other)
+    scene = Scene(worker, manual_clock, frontend, other, transport.epochs)
     yield scene
     assert scene.may_crash or worker.state is not WorkerState.FAILED
     await frontend.close()

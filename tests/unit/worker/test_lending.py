@@ -199,6 +199,20 @@ async def test_a_computed_prompt_waits_for_room_until_its_time_is_up(
     await until(scene.is_empty)
 
 
+async def test_a_leases_epoch_is_over_when_its_blocks_are_free(scene: Scene) -> None:
+    await submit(scene, await scene.other.listen(), num_tokens=60)
+    link, offer = await scene.other.receive(Offer)
+    lease_id = answer(link, offer)
+    _, publish = await scene.other.receive(Publish)
+    epoch, epochs = publish.watermark.epoch, scene.worker._transfer.epochs
+    assert epoch is not None
+    await scene.frontend.receive(Tokens)
+    assert epochs.is_current(epoch)
+    link.send(Acknowledge(lease_id=lease_id, failure=None))
+    await until(scene.is_empty)
+    assert not epochs.is_current(epoch)
+
+
 async def test_a_reader_that_renews_keeps_its_lease_and_another_does_not(
     scene: Scene, first: Peer
 ) -> None:

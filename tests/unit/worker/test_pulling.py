@@ -135,6 +135,22 @@ async def test_each_answer_gives_a_pull_more_time_from_when_it_was_asked_for(
     assert acknowledge.failure is None
 
 
+async def test_blocks_whose_lease_was_over_are_not_used(scene: Scene) -> None:
+    current, over = scene.epochs.take(), scene.epochs.take()
+    assert over is not None
+    scene.epochs.end(over)
+    for lease_id, epoch in (("l", over), ("m", current)):
+        link = await reserve(scene, handoff(lease_id))
+        mark = watermark(3, is_last=True, lease_id=lease_id)
+        link.send(Publish(watermark=replace(mark, epoch=epoch)))
+        _, acknowledge = await scene.other.receive(Acknowledge)
+        assert acknowledge.lease_id == lease_id
+        if epoch is over:
+            assert "was over" in (acknowledge.failure or "")
+        else:
+            assert acknowledge.failure is None
+
+
 async def test_an_offer_that_comes_twice_is_taken_once(scene: Scene) -> None:
     link = await reserve(scene, handoff())
     assert (await reply_to(scene, handoff())).refusal is None
