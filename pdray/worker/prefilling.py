@@ -123,7 +123,7 @@ class Prefilling:
             num_tokens += prompt.num_tokens
             if num_tokens > max_tokens and prompt is not self._waiting[0]:
                 return
-            least = prompt.fetch_above_blocks
+            least = None if prompt.is_fetching else prompt.fetch_above_blocks
             if least is not None and self._engine.pool.num_available_blocks > least:
                 self._fetch(prompt)
 
