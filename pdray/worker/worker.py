@@ -65,7 +65,7 @@ from pdray.worker.ranks import make_transport
 from pdray.worker.readable_peers import ReadablePeers
 from pdray.worker.tasks import Tasks
 from pdray.worker.tiering import make_tiering
-from pdray.worker.worker_info import info_of
+from pdray.worker.worker_info import info_of, snapshot_of
 
 logger = logging.getLogger(__name__)
 
@@ -200,25 +200,13 @@ class Worker:
         return info_of(self.config, self.engine, port=self._server.port, link_key=self._link_key)
 
     def snapshot(self) -> WorkerSnapshot:
-        pool = self.engine.pool
-        return WorkerSnapshot(
-            worker_id=self.config.worker_id,
+        return snapshot_of(
+            self.config.worker_id,
+            self.engine,
             state=self.state,
             taken_at=self._clock.now(),
-            num_waiting=self._prefilling.num_waiting + self.engine.num_waiting,
-            num_running=self.engine.num_running,
-            prefill_backlog_tokens=(
-                self._prefilling.waiting_tokens + self.engine.prefill_backlog_tokens
-            ),
-            num_blocks=pool.num_blocks,
-            num_free_blocks=pool.num_free_blocks,
-            num_cached_blocks=pool.num_cached_blocks,
-            num_held_blocks=pool.num_held_blocks,
-            num_quarantined_blocks=pool.num_quarantined_blocks,
-            num_unaccounted_blocks=self.engine.num_unaccounted_blocks,
-            prefix_query_tokens=self.engine.prefix_cache.num_query_tokens,
-            prefix_hit_tokens=self.engine.prefix_cache.num_hit_tokens,
-            num_evicted_blocks=pool.num_evictions,
+            num_queued=self._prefilling.num_waiting,
+            queued_tokens=self._prefilling.waiting_tokens,
         )
 
     def metrics_text(self) -> bytes:

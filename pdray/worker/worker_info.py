@@ -1,9 +1,10 @@
-"""What others are told of a worker that has started."""
+"""What others are told of a worker that has started: once, and again and again."""
 
 from __future__ import annotations
 
 from pdray.core.placement import WorkerAddress
-from pdray.core.snapshot import WorkerInfo
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
 from pdray.worker.config import WorkerConfig
 
@@ -24,4 +25,34 @@ def info_of(config: WorkerConfig, engine: Engine, *, port: int, link_key: bytes)
         max_tokens_per_step=config.engine.max_tokens_per_step,
         max_model_len=config.engine.max_model_len,
         max_sequence_tokens=engine.max_sequence_tokens,
+    )
+
+
+def snapshot_of(
+    worker_id: WorkerId,
+    engine: Engine,
+    *,
+    state: WorkerState,
+    taken_at: float,
+    num_queued: int,
+    queued_tokens: int,
+) -> WorkerSnapshot:
+    """``num_queued`` requests with ``queued_tokens`` to be computed wait before the engine."""
+    pool = engine.pool
+    return WorkerSnapshot(
+        worker_id=worker_id,
+        state=state,
+        taken_at=taken_at,
+        num_waiting=num_queued + engine.num_waiting,
+        num_running=engine.num_running,
+        prefill_backlog_tokens=queued_tokens + engine.prefill_backlog_tokens,
+        num_blocks=pool.num_blocks,
+        num_free_blocks=pool.num_free_blocks,
+        num_cached_blocks=pool.num_cached_blocks,
+        num_held_blocks=pool.num_held_blocks,
+        num_quarantined_blocks=pool.num_quarantined_blocks,
+        num_unaccounted_blocks=engine.num_unaccounted_blocks,
+        prefix_query_tokens=engine.prefix_cache.num_query_tokens,
+        prefix_hit_tokens=engine.prefix_cache.num_hit_tokens,
+        num_evicted_blocks=pool.num_evictions,
     )
