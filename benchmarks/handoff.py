@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from benchmarks.openai_stream import Ask, Target, exchange, first_model
 from benchmarks.prompts import make_prompt
+from benchmarks.result_file import save_result
 from benchmarks.scrape import Scrape, bucket_quantile
 
 HANDOFF = "pdray_handoff_seconds"
@@ -155,19 +153,6 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     console.print("percentiles are as fine as the histogram's buckets; means are exact")
 
 
-def save_findings(findings: Sequence[Finding], arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"handoff-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
-    content = {
-        "machine": asdict(describe_machine()),
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
-        "findings": [asdict(found) for found in findings],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     add = parser.add_argument
@@ -188,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print_findings(findings, console)
     if arguments.output_dir is not None:
-        console.print(f"wrote {save_findings(findings, arguments)}", highlight=False)
+        found = [asdict(each) for each in findings]
+        path = save_result("handoff", arguments, findings=found)
+        console.print(f"wrote {path}", highlight=False)
     return 0
 
 

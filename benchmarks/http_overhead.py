@@ -19,14 +19,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
+from benchmarks.result_file import save_result
 from benchmarks.sse import SseDecoder
 from benchmarks.stamped_api import (
     MODEL,
@@ -164,18 +163,12 @@ def print_results(results: Results, console: Console) -> None:
 
 
 def save_results(results: Results, arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"http-overhead-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
     rows = [
         {"host": host, "kind": kind, "num_streams": num_streams, "delay_s": asdict(found)}
         for (host, kind), by_streams in results.items()
         for num_streams, found in by_streams.items()
     ]
-    shown = {name: str(value) for name, value in vars(arguments).items()}
-    content = {"machine": asdict(describe_machine()), "arguments": shown, "results": rows}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+    return save_result("http-overhead", arguments, results=rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

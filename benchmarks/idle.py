@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +20,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -29,8 +27,8 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import describe_machine
 from benchmarks.processes import MARK, Process, cores_by_kind, marked_processes
+from benchmarks.result_file import save_result
 
 STOP_TIMEOUT_S = 90.0
 GONE_TIMEOUT_S = 15.0
@@ -134,19 +132,6 @@ def print_lives(lives: Sequence[Life], console: Console) -> None:
             console.print(f"left behind: {', '.join(life.left_behind)}", style="red")
 
 
-def save_lives(lives: Sequence[Life], arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"idle-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
-    content = {
-        "machine": asdict(describe_machine()),
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
-        "lives": [asdict(life) for life in lives],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     add = parser.add_argument
@@ -169,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
     print_lives(lives, console)
     if arguments.output_dir is not None:
-        console.print(f"wrote {save_lives(lives, arguments)}", highlight=False)
+        found = [asdict(life) for life in lives]
+        path = save_result("idle", arguments, lives=found)
+        console.print(f"wrote {path}", highlight=False)
     return 1 if any(life.left_behind for life in lives) else 0
 
 

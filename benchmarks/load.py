@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -28,9 +27,9 @@ from rich.table import Table
 
 from benchmarks.file_reading import drop_from_cache, read_seconds, touch_seconds
 from benchmarks.loading import PARTS, Loading
-from benchmarks.machine import describe_machine
 from benchmarks.model_formats import FORMATS, Format, write_format
 from benchmarks.process_memory import anonymous_bytes
+from benchmarks.result_file import save_result
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 900.0
@@ -67,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(table_of(findings, is_cold=True))
     console.print(memory_table_of(findings))
     if args.output_dir is not None:
-        console.print(f"wrote {save(findings, args)}", highlight=False)
+        found = [asdict(each) for each in findings]
+        path = save_result("load", args, findings=found)
+        console.print(f"wrote {path}", highlight=False)
     return 0
 
 
@@ -216,19 +217,6 @@ def memory_table_of(findings: Sequence[Finding]) -> Table:
             f"{max(run.loading.peak_resident_bytes for run in runs) / 1e6:,.0f}",
         )
     return table
-
-
-def save(findings: Sequence[Finding], args: argparse.Namespace) -> Path:
-    folder: Path = args.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"load-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
-    content = {
-        "machine": asdict(describe_machine()),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
-        "findings": [asdict(found) for found in findings],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
 
 
 if __name__ == "__main__":

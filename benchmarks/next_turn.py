@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -27,7 +25,7 @@ from rich.table import Table
 from transformers import AutoConfig
 
 from benchmarks.greedy import greedy_sequence
-from benchmarks.machine import describe_machine
+from benchmarks.result_file import save_result
 from pdray.config import PdrayConfig, parse_config
 from pdray.local import LocalCluster
 from pdray.model_source import resolve_model
@@ -53,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     turns = asyncio.run(measure_all(args))
     console.print(table_of(turns))
     if args.output_dir is not None:
-        console.print(f"written: {save(turns, args)}")
+        found = [asdict(turn) for turn in turns]
+        path = save_result("next_turn", args, turns=found)
+        console.print(f"wrote {path}", highlight=False)
     return 0
 
 
@@ -171,19 +171,6 @@ def table_of(turns: Sequence[Turn]) -> Table:
             f"{turn.computed_s / turn.pulled_s:.1f}",
         )
     return table
-
-
-def save(turns: Sequence[Turn], args: argparse.Namespace) -> Path:
-    folder: Path = args.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"next_turn-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
-    content = {
-        "machine": asdict(describe_machine()),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
-        "turns": [asdict(turn) for turn in turns],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
 
 
 if __name__ == "__main__":

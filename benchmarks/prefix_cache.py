@@ -10,11 +10,9 @@ model is measured in this one.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +24,6 @@ from rich.text import Text
 from transformers import AutoConfig
 
 from benchmarks.engine_peers.prefixes import KINDS
-from benchmarks.machine import describe_machine
 from benchmarks.peer_process import run_peer
 from benchmarks.prefix_bookkeeping import (
     DecodeCost,
@@ -35,6 +32,7 @@ from benchmarks.prefix_bookkeeping import (
     cost_of_prompt,
     load_engine,
 )
+from benchmarks.result_file import save_result
 from pdray.model_source import resolve_model
 
 Answers = list[dict[str, Any]]
@@ -144,18 +142,13 @@ def save(
     decodes: Sequence[DecodeCost],
     args: argparse.Namespace,
 ) -> Path:
-    folder: Path = args.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"prefix_cache-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
-    content = {
-        "machine": asdict(describe_machine()),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
-        "answers": answers,
-        "prompts": [asdict(cost) for cost in prompts],
-        "decodes": [asdict(cost) for cost in decodes],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+    return save_result(
+        "prefix_cache",
+        args,
+        answers=answers,
+        prompts=[asdict(cost) for cost in prompts],
+        decodes=[asdict(cost) for cost in decodes],
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import sys
@@ -20,7 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -33,6 +31,7 @@ from transformers import AutoConfig
 from benchmarks.greedy import greedy_sequence
 from benchmarks.machine import describe_machine
 from benchmarks.prefix_bookkeeping import load_engine
+from benchmarks.result_file import save_result
 from pdray.core.clock import EpochClock
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence as EngineSequence
@@ -80,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{rate_of(answers, kind):,.0f} tokens/s come back"
         )
     if args.output_dir is not None:
-        console.print(f"wrote {save(answers, args)}", highlight=False)
+        found = [asdict(answer) for answer in answers]
+        path = save_result("tiers", args, answers=found)
+        console.print(f"wrote {path}", highlight=False)
     return 0
 
 
@@ -246,19 +247,6 @@ def crossing_of(answers: Sequence[Answer], kind: str) -> str:
     if not longer:
         return "at no length measured"
     return f"between {slower[-1]} and {longer[0]} tokens"
-
-
-def save(answers: Sequence[Answer], args: argparse.Namespace) -> Path:
-    folder: Path = args.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"tiers-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
-    content = {
-        "machine": asdict(describe_machine()),
-        "arguments": {name: str(value) for name, value in vars(args).items()},
-        "answers": [asdict(answer) for answer in answers],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
 
 
 if __name__ == "__main__":

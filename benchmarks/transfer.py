@@ -11,7 +11,6 @@ blocks of Gemma 3 270M's (98,304 bytes); a pull of 32 of them is a prompt of 128
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -22,13 +21,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import describe_machine
+from benchmarks.result_file import save_result
 from benchmarks.transfer_peers import Arena, Way, memcpy_way, nixl_way, pdray_way, push_way, ray_way
 
 WAYS: dict[str, Callable[[Arena], AbstractContextManager[Way]]] = {
@@ -144,19 +143,6 @@ def print_findings(findings: Sequence[Finding], console: Console) -> None:
     console.print(f"{machine.cpu}, {machine.num_cores} cores", highlight=False)
 
 
-def save_findings(findings: Sequence[Finding], arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"transfer-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}.json"
-    content = {
-        "machine": asdict(describe_machine()),
-        "arguments": {name: str(value) for name, value in vars(arguments).items()},
-        "findings": [asdict(found) for found in findings],
-    }
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else None)
     add = parser.add_argument
@@ -176,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print_findings(findings, console)
     if arguments.output_dir is not None:
-        console.print(f"wrote {save_findings(findings, arguments)}", highlight=False)
+        found = [asdict(each) for each in findings]
+        path = save_result("transfer", arguments, findings=found)
+        console.print(f"wrote {path}", highlight=False)
     return 0
 
 
