@@ -43,6 +43,8 @@ _TICK_S = 0.25
 _LOOK_S = 1.0
 _FORCE_EXIT_AFTER_S = 60.0
 _MAX_CONCURRENCY = 100_000
+_KEPT_FOR_S = 600.0
+"""At most, however often what is parked at a retired generation's workers is renewed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +239,13 @@ class ControllerActor:
         for frontend_id in self._frontend_texts.keys() - frontend_ids:
             del self._frontend_texts[frontend_id]
         unused_s = now - self._used_at
-        if self._takeover.is_retired:
-            # What its workers have parked may be claimed by frontends that it does not know.
-            if not frontend_ids and not self._control.holds_kv:
-                self._end_myself("retired, and its last frontend and its last lease are gone")
-        elif unused_s > self._config.controller.unused_exit_s:
+        # What a retired one's workers have parked may be claimed by frontends of others.
+        is_kept = self._takeover.is_retired and self._control.holds_kv
+        unused_exit_s = self._config.controller.unused_exit_s
+        if unused_s > unused_exit_s + (_KEPT_FOR_S if is_kept else 0.0):
             self._end_myself(f"unused for {unused_s:.0f} s")
+        elif self._takeover.is_retired and not frontend_ids and not is_kept:
+            self._end_myself("retired, and its last frontend and its last lease are gone")
 
     def _end_myself(self, reason: str) -> None:
         logger.warning("controller ends: generation=%s %s", self._config.generation, reason)

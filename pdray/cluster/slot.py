@@ -123,7 +123,9 @@ class WorkerSlot:
         if drain and handle is not None and info is not None:
             self._state = WorkerState.DRAINING
             self._events.worker_draining(info.worker_id)
-            await self._ended(handle.drain.remote(), _DRAIN_TIMEOUT_S)
+            # What is parked there is not renewed any more, but may be claimed to its end.
+            timeout_s = _DRAIN_TIMEOUT_S + self._config.handles.lease_s
+            await self._ended(handle.drain.remote(), timeout_s)
         self._task.cancel()
         await asyncio.wait({self._task})
         handle = handle or await find_worker(self._name)

@@ -129,6 +129,9 @@ class WorkerMetrics:
         self._utilization = gauge(
             "pdray_kv_utilization", "Blocks in use (held or quarantined) over all blocks, 0 to 1."
         )
+        self._parked = gauge(
+            "pdray_num_prompts_parked", "Prompts that wait for whoever has a handle."
+        )
         blocks = Gauge(
             "pdray_kv_blocks", "KV blocks by state.", [*names, "state"], registry=registry
         )
@@ -256,6 +259,9 @@ class WorkerMetrics:
         self._held.set(held)
         self._quarantined.set(quarantined)
         self._utilization.set((held + quarantined) / total)
+
+    def set_parked(self, num_prompts: int) -> None:
+        self._parked.set(num_prompts)
 
     def set_snapshot(self, snapshot: WorkerSnapshot) -> None:
         """All gauges from one snapshot, and the counters of the prefix cache."""

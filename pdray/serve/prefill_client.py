@@ -8,7 +8,7 @@ import logging
 import httpx
 import msgspec
 
-from pdray.core.clock import Clock, WallClock
+from pdray.core.clock import WallClock
 from pdray.core.errors import PrefillRefusedError, UnavailableError
 from pdray.serve.handle_bodies import Fields
 from pdray.serve.handle_responses import Prefilled
@@ -28,22 +28,20 @@ class PrefillClient:
     """Asks again where the application is being replaced: a prompt may be computed twice, as its
     first handle then runs out unused. All methods are for one event loop."""
 
-    def __init__(self, url: str, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, *, give_up_after_s: float = GIVE_UP_AFTER_S) -> None:
         self._url = url
-        self._clock = clock or WallClock()
+        self._give_up_after_s = give_up_after_s
+        self._clock = WallClock()
         # How long a prompt takes is between the client and the prefill application.
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
-    async def close(self) -> None:
-        await self._http.aclose()
-
     async def prefill(self, fields: Fields, authorization: str | None) -> str:
         """The handle. ``authorization`` is the client's own. Raises PrefillRefusedError with what
         was answered, and UnavailableError where nobody answers."""
-        give_up_at = self._clock.now() + GIVE_UP_AFTER_S
+        give_up_at = self._clock.now() + self._give_up_after_s
         pause_s = FIRST_PAUSE_S
         while True:
             try:

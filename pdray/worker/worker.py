@@ -212,6 +212,7 @@ class Worker:
     def metrics_text(self) -> bytes:
         """Prometheus exposition of this worker, as of now."""
         self.metrics.set_snapshot(self.snapshot())
+        self.metrics.set_parked(self._parking.num_active)
         self.metrics.tiers.set(self.tiering.snapshots())
         return self.metrics.text()
 

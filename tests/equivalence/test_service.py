@@ -18,6 +18,8 @@ from pdray.core.errors import (
 from pdray.core.parked import LeaseKey, ParkedPrompt
 from pdray.core.request import FinishReason, Request
 from pdray.local import LocalCluster
+from tests.engine_driver import random_prompts as wide_prompts
+from tests.equivalence.reference import Reference, assert_equal_up_to_ties
 from tests.local_cluster import config_of, random_prompts, request_of, tokens_of
 from tests.service import Service, running_service
 
@@ -137,6 +139,10 @@ async def test_a_released_lease_is_free_and_used_up(service: Service) -> None:
 async def test_its_frontend_may_go(service: Service) -> None:
     (request,) = requests_of([40])
     parked = await park(service, request)
+    (worker,) = service.prefill.workers
+    assert b'pdray_num_prompts_parked{pool="prefill",worker_id="prefill-0-local"} 1.0' in (
+        worker.metrics_text()
+    )
     await service.prefill.frontend.stop()
     assert len(await service.resume(request, parked)) == MAX_TOKENS
 
@@ -230,3 +236,25 @@ async def test_a_worker_that_drains_waits_for_those_who_come_for_parked_prompts(
         assert not draining.done()
         assert len(await service.resume(request, each)) == MAX_TOKENS
     await draining
+
+
+@pytest.mark.slow
+async def test_gemma_with_its_windows_equals_the_reference(
+    demo_model_path: Path, tmp_path: Path
+) -> None:
+    engine = {"kv_cache_bytes": 512 * 2**20, "max_tokens_per_step": 256, "max_model_len": 2048}
+    prompts = wide_prompts([5, 300, 511, 700, 1100], vocab_size=50_000)
+    reference = Reference(demo_model_path)
+    expected = [reference.generate(prompt, MAX_TOKENS) for prompt in prompts]
+    both: dict[str, object] = {"engine": engine}
+    async with running_service(
+        demo_model_path, tmp_path, prefill=dict(both), decode=dict(both)
+    ) as service:
+        requests = [
+            request_of(prompt, MAX_TOKENS, request_id=f"g{index}")
+            for index, prompt in enumerate(prompts)
+        ]
+        parked = await asyncio.gather(*(park(service, request) for request in requests))
+        outputs = await asyncio.gather(*map(service.resume, requests, parked))
+        assert_equal_up_to_ties("Gemma through handles", outputs, expected)
+        await service.until_idle()

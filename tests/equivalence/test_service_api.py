@@ -245,15 +245,21 @@ async def test_a_handle_can_be_renewed_and_expires(
 
 
 async def test_a_client_that_leaves_leaves_no_kv(
-    apart: Service, urls: ServiceUrls, http: httpx.AsyncClient
+    tiny_model_path: Path, tmp_path: Path, tokenizer: Tokenizer, http: httpx.AsyncClient
 ) -> None:
-    for number in range(8):
-        body = greedy(prompt=LONG, max_tokens=200, stream=bool(number % 2))
-        call = asyncio.create_task(http.post(f"{urls.decode}/v1/completions", json=body))
-        await asyncio.sleep(0.02 * number)
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
-    await apart.until_idle()
+    """Nobody hears of a handle that was under way when its client left: that one runs out."""
+    handles = {"handles": {"lease_s": 2.0}}
+    async with (
+        running_service(tiny_model_path, tmp_path, prefill=handles) as service,
+        serving_service(service, tokenizer, MODEL) as urls,
+    ):
+        for number in range(12):
+            body = greedy(prompt=LONG, max_tokens=200, stream=bool(number % 2))
+            call = asyncio.create_task(http.post(f"{urls.decode}/v1/completions", json=body))
+            await asyncio.sleep(0.02 * number)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+        await service.until_idle()
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,11 @@ import openai
 import pytest
 from fastapi import FastAPI, Request, Response
 
+from pdray.core.errors import UnavailableError
 from pdray.frontend.text import Tokenizer
 from pdray.serve.composition import MAX_TRIES
+from pdray.serve.free_port import free_port
+from pdray.serve.prefill_client import PrefillClient
 from tests.equivalence.conftest import MODEL
 from tests.local_cluster import random_prompts
 from tests.service import Service, running_service, serving_service
@@ -134,3 +137,10 @@ async def test_its_refusals_are_passed_on(apart: Service, tokenizer: Tokenizer, 
     strange = Trouble([Response(b"<html>", 404)])
     with pytest.raises(openai.NotFoundError, match="answered 404: <html>"):
         await with_trouble(apart, tokenizer, strange, ask, 0)
+
+
+async def test_where_nobody_answers_the_url_is_named() -> None:
+    url = f"http://127.0.0.1:{free_port()}/prefill"
+    client = PrefillClient(url, give_up_after_s=0.3)
+    with pytest.raises(UnavailableError, match=f"application at {url} does not answer"):
+        await client.prefill(BODY, None)
