@@ -174,7 +174,7 @@ class NixlWay:
         self._owner = owner
         self.blocks = np.zeros((arena.num_blocks, arena.block_bytes), dtype=np.uint8)
         region = region_of(self.blocks)
-        peer = read_description(owner.description, peer_id="owner", transport="nixl", local=region)
+        peer = read_description(owner.description, peer_id="owner", transport="nixl")
         logging.getLogger("nixl").setLevel(logging.WARNING)
         config = nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
         self._agent = nixl_agent("raw-reader", config)

@@ -87,6 +87,7 @@ FilePath = Annotated[str, Field(min_length=1)]
 Device = Annotated[
     str, AfterValidator(_matching(r"cpu|cuda(:\d+)?", "accepted: cpu, cuda, cuda:N"))
 ]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Name = Annotated[
     str,
     AfterValidator(
@@ -118,6 +119,7 @@ class EngineSettings(Section):
     tensor_parallel: Count = 1
     attention_backend: str = "auto"
     device: Device = "cpu"
+    dtype: Dtype | None = None
 
 
 class EngineOverrides(Section):
@@ -133,6 +135,7 @@ class EngineOverrides(Section):
     tensor_parallel: Count | None = None
     attention_backend: str | None = None
     device: Device | None = None
+    dtype: Dtype | None = None
 
 
 class NodeGroupConfig(Section):
@@ -213,7 +216,7 @@ class PdrayConfig(Section):
 
     model: Annotated[str, Field(min_length=1)]
     served_model_name: Annotated[str, Field(min_length=1)] | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Dtype = "auto"
     mode: Annotated[str, AfterValidator(_mode)] = "pooled"
     node_groups: Annotated[dict[Name, NodeGroupConfig], Field(min_length=1)]
     pools: Annotated[dict[Name, PoolConfig], Field(min_length=1)]
@@ -261,8 +264,8 @@ class PdrayConfig(Section):
         depend on its device and on the model. Raises ConfigError.
         """
         settings = self.engine_settings(pool, node_group)
-        fields = settings.model_dump(exclude={"kv_memory_fraction"})
-        dtype = self._dtype_on(settings.device, model_path)
+        fields = settings.model_dump(exclude={"kv_memory_fraction", "dtype"})
+        dtype = _dtype_on(settings.dtype or self.dtype, settings.device, model_path)
         if settings.kv_memory_fraction is not None:
             from pdray.kv_memory import kv_cache_bytes_of_fraction  # torch, where it is needed
 
@@ -286,12 +289,13 @@ class PdrayConfig(Section):
             session_ttl_s=tiers.session_ttl_s,
         )
 
-    def _dtype_on(self, device: str, model_path: Path) -> str:
-        if self.dtype != "auto":
-            return self.dtype
-        from pdray.engine.device import auto_dtype  # torch, where it is needed
 
-        return auto_dtype(open_checkpoint(model_path), device)
+def _dtype_on(dtype: Dtype, device: str, model_path: Path) -> str:
+    if dtype != "auto":
+        return dtype
+    from pdray.engine.device import auto_dtype  # torch, where it is needed
+
+    return auto_dtype(open_checkpoint(model_path), device)
 
 
 def parse_config(data: object, source: str = "config") -> PdrayConfig:

@@ -24,7 +24,6 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
         *(_phases(config) if config.mode == "service" else _roles(config)),
         *_engines(config),
         *_tiers(config),
-        *_alike(config),
         *_tenants(config),
     ]
 
@@ -159,18 +158,6 @@ def _engines(config: PdrayConfig) -> Iterator[Problem]:
                 value=resources,
                 accepted=f"should have GPU: {engine.tensor_parallel}, as pool {pool} asks for "
                 f"device {engine.device} and tensor_parallel {engine.tensor_parallel}",
-            )
-
-
-def _alike(config: PdrayConfig) -> Iterator[Problem]:
-    """Settings by which one pool's KV blocks are another's."""
-    for key in ("block_size", "tensor_parallel"):
-        values = {f"{pool} on {group}": getattr(each, key) for pool, group, each in _pairs(config)}
-        if len(set(values.values())) > 1:
-            yield Problem(
-                key=f"pools.*.engine.{key}",
-                value=values,
-                accepted="should be equal in all pools; unlike ones come in a later version",
             )
 
 

@@ -27,6 +27,7 @@ def make_info(
         ),
         dtype=dtype,
         layout_digest=layout_digest,
+        layout_text=f"layout {layout_digest}",
         num_blocks=100,
         max_batch_size=max_batch_size,
         max_tokens_per_step=512,

@@ -19,6 +19,7 @@ ENGINE_KEYS = [
     "tensor_parallel",
     "attention_backend",
     "device",
+    "dtype",
 ]
 
 KEYS = [

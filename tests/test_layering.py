@@ -69,6 +69,7 @@ PLACES: dict[str, set[str]] = {
         "kv_memory.py",
         "kvcache/block_copy.py",
         "kvcache/block_kernels.py",
+        "kvcache/staging.py",
         "kvcache/storage.py",
         "kvcache/tiers/disk.py",
         "kvcache/tiers/host.py",

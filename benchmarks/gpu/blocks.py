@@ -32,7 +32,7 @@ def wrong_moves(device: torch.device) -> list[str]:
             moved = arena.clone()
             each.gather(moved, ids, staging)
             each.scatter(staging, moved, ids.flip(0))
-            each.copy(moved, ids[:5].contiguous(), ids[10:15].contiguous())
+            each.move(moved, ids[:5].contiguous(), moved, ids[10:15].contiguous())
             outs.append((staging, moved))
         if not all(torch.equal(ours, theirs) for ours, theirs in zip(*outs, strict=True)):
             wrong.append(f"{source} to {target}")
@@ -55,5 +55,8 @@ def copy_bytes_per_s(
     return {
         "gather": staged_bytes / seconds(lambda: copier.gather(arena, ids, staging)),
         "scatter": staged_bytes / seconds(lambda: copier.scatter(staging, arena, ids)),
-        "copy": 2 * moved * arena.element_size() / seconds(lambda: copier.copy(arena, ids, others)),
+        "copy": 2
+        * moved
+        * arena.element_size()
+        / seconds(lambda: copier.move(arena, ids, arena, others)),
     }

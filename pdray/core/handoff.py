@@ -26,11 +26,17 @@ class Handoff:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockRun:
     """A stretch of one KV group's block table: logical blocks ``first_block``,
-    ``first_block + 1``, ... live in ``block_ids``."""
+    ``first_block + 1``, ... live in ``block_ids``. Where the first is not whole, what it lacks
+    lies before the group's window."""
 
     group_id: int
     first_block: int
     block_ids: tuple[int, ...]
+    is_first_whole: bool = True
+
+    @property
+    def end_block(self) -> int:
+        return self.first_block + len(self.block_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

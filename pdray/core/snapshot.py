@@ -45,6 +45,8 @@ class WorkerInfo:
     address: WorkerAddress
     dtype: str
     layout_digest: str
+    """Equal where one worker's KV blocks can be made of the other's."""
+    layout_text: str
     num_blocks: int
     max_batch_size: int
     max_tokens_per_step: int

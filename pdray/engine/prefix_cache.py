@@ -157,7 +157,8 @@ class PrefixCache:
         """Whether its block, which has just left the window, is one that a likely hit needs. It
         has its name then, and is for the pool to keep."""
         ends = (seq.num_prefill_tokens, seq.fork_tokens)
-        if not any(number in self._hit(group, end) for end in ends):
+        is_whole = number >= seq.block_tables[group.group_id].first_whole_block
+        if not is_whole or not any(number in self._hit(group, end) for end in ends):
             return False
         self._name(seq, group, BlockTable(number, [block_id]), range(number, number + 1))
         return True
@@ -179,7 +180,7 @@ class PrefixCache:
         self.hash(seq)
         hashes_per_block = self._block_size // HASH_TOKENS
         num_full = seq.num_computed_tokens // self._block_size
-        first = max(numbers.start, table.first_block)
+        first = max(numbers.start, table.first_block, table.first_whole_block)
         for number in range(first, min(numbers.stop, table.end_block, num_full)):
             prefix = seq.prefix_hashes[(number + 1) * hashes_per_block - 1]
             self._pool.name(table.block_ids[number - table.first_block], (group.group_id, prefix))

@@ -38,11 +38,13 @@ class SequenceState(enum.StrEnum):
 @dataclass(slots=True)
 class BlockTable:
     """Logical blocks ``first_block``, ``first_block + 1``, ... of one KV group. The first
-    ``num_shared`` were found in the prefix cache: others may hold them too."""
+    ``num_shared`` were found in the prefix cache: others may hold them too. A block before
+    ``first_whole_block`` lacks tokens that lie before the window, and gets no name."""
 
     first_block: int = 0
     block_ids: list[int] = field(default_factory=list)
     num_shared: int = 0
+    first_whole_block: int = 0
 
     @property
     def end_block(self) -> int:

@@ -195,7 +195,14 @@ class SequenceBlocks:
             if end > first:
                 wanted = slice(first - table.first_block, end - table.first_block)
                 ids = tuple(table.block_ids[wanted])
-                runs.append(BlockRun(group_id=group.group_id, first_block=first, block_ids=ids))
+                runs.append(
+                    BlockRun(
+                        group_id=group.group_id,
+                        first_block=first,
+                        block_ids=ids,
+                        is_first_whole=first >= table.first_whole_block,
+                    )
+                )
         return tuple(runs)
 
     # While it runs

@@ -1,7 +1,8 @@
-"""Moves whole KV blocks within a device: out of the arena, into it, from one to another; where
-the two sides' dtypes differ, converts on the way.
+"""Moves KV blocks, or equal parts of them, within a device: out of the arena, into it, from one to
+another; where the two sides' dtypes differ, converts on the way.
 
-Tensor suffixes: B blocks of the arena, C blocks that are moved, E elements of a block.
+Tensor suffixes: B blocks of the arena, C blocks that are moved, E elements of a block; S and T rows
+of a source and a target that are no whole blocks.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ class BlockCopier(Protocol):
     def scatter(self, rows_CE: torch.Tensor, arena_BE: torch.Tensor, ids_C: torch.Tensor) -> None:
         """The other way; no id twice."""
 
-    def copy(self, arena_BE: torch.Tensor, from_C: torch.Tensor, to_C: torch.Tensor) -> None:
-        """Within the arena; no block is written twice, or read and written."""
+    def move(
+        self,
+        source_SE: torch.Tensor,
+        from_C: torch.Tensor,
+        target_TE: torch.Tensor,
+        to_C: torch.Tensor,
+    ) -> None:
+        """Rows of one to rows of the other; no row is written twice, or read and written. Rows
+        are a multiple of 8 elements, and start at 16 bytes."""
 
 
 class TorchCopier:
@@ -38,8 +46,15 @@ class TorchCopier:
     def scatter(self, rows_CE: torch.Tensor, arena_BE: torch.Tensor, ids_C: torch.Tensor) -> None:
         arena_BE.index_copy_(0, ids_C, rows_CE.to(arena_BE.dtype))
 
-    def copy(self, arena_BE: torch.Tensor, from_C: torch.Tensor, to_C: torch.Tensor) -> None:
-        arena_BE.index_copy_(0, to_C, arena_BE[from_C])
+    def move(
+        self,
+        source_SE: torch.Tensor,
+        from_C: torch.Tensor,
+        target_TE: torch.Tensor,
+        to_C: torch.Tensor,
+    ) -> None:
+        rows_CE = source_SE.index_select(0, from_C)
+        target_TE.index_copy_(0, to_C, rows_CE.to(target_TE.dtype))
 
 
 def block_copier(device: torch.device) -> BlockCopier:

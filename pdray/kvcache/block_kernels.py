@@ -26,8 +26,14 @@ class CupyCopier:
     def scatter(self, rows_CE: torch.Tensor, arena_BE: torch.Tensor, ids_C: torch.Tensor) -> None:
         _move(rows_CE, arena_BE, None, ids_C)
 
-    def copy(self, arena_BE: torch.Tensor, from_C: torch.Tensor, to_C: torch.Tensor) -> None:
-        _move(arena_BE, arena_BE, from_C, to_C)
+    def move(
+        self,
+        source_SE: torch.Tensor,
+        from_C: torch.Tensor,
+        target_TE: torch.Tensor,
+        to_C: torch.Tensor,
+    ) -> None:
+        _move(source_SE, target_TE, from_C, to_C)
 
 
 def _move(

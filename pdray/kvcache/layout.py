@@ -32,7 +32,8 @@ class LayerKV:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVGroup:
-    """Layers with one attention span and KV shape, which share a block table."""
+    """Layers with one attention span and KV shape, which share a block table. Of a worker's ranks,
+    ``num_head_copies`` after each other hold the same KV heads, each ``num_kv_heads`` of them."""
 
     group_id: int
     layer_ids: tuple[int, ...]
@@ -40,10 +41,15 @@ class KVGroup:
     num_kv_heads: int
     k_head_dim: int
     v_head_dim: int
+    num_head_copies: int = 1
 
     @property
     def elements_per_token(self) -> int:
         return len(self.layer_ids) * self.num_kv_heads * (self.k_head_dim + self.v_head_dim)
+
+    def first_head_of(self, rank: int) -> int:
+        """The first of the model's KV heads that this rank holds."""
+        return rank // self.num_head_copies * self.num_kv_heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +86,37 @@ class KVLayout:
         return DTYPE_BYTES[self.dtype]
 
     @cached_property
+    def block_elements(self) -> int:
+        """From one block to the next: the largest group's fill it."""
+        return max(group.elements_per_token for group in self.groups) * self.block_size
+
+    @cached_property
     def block_bytes(self) -> int:
-        elements = max(group.elements_per_token for group in self.groups)
-        return elements * self.block_size * self.dtype_bytes
+        return self.block_elements * self.dtype_bytes
 
     @cached_property
     def layout_digest(self) -> str:
         """Equal for two workers exactly when one can read the other's blocks as its own."""
         return hashlib.sha256(self.describe().encode()).hexdigest()
+
+    @cached_property
+    def content_digest(self) -> str:
+        """Equal for two workers exactly when one's blocks can be made of the other's: whatever
+        their block size, dtype and number of ranks (see convertible.py)."""
+        contents = [self.model_digest, *(self.content_of(group) for group in self.groups)]
+        return hashlib.sha256("\n".join(contents).encode()).hexdigest()
+
+    def num_model_heads(self, group: KVGroup) -> int:
+        """KV heads of one of the group's layers, on all ranks together."""
+        return group.num_kv_heads * self.tensor_parallel // group.num_head_copies
+
+    def content_of(self, group: KVGroup) -> str:
+        """What the group keeps of a token, on all ranks together."""
+        span = "full" if group.sliding_window is None else f"window {group.sliding_window}"
+        return (
+            f"{span}, {self.num_model_heads(group)} KV heads of "
+            f"{group.k_head_dim} + {group.v_head_dim}, layers {list(group.layer_ids)}"
+        )
 
     def describe(self) -> str:
         """The whole layout as text, for the message when two of them do not fit."""
@@ -103,6 +132,8 @@ class KVLayout:
                 f"group {group.group_id}: {span}, {group.num_kv_heads} KV heads of "
                 f"{group.k_head_dim} + {group.v_head_dim}, layers {list(group.layer_ids)}"
             )
+            if group.num_head_copies > 1:
+                lines[-1] += f", each on {group.num_head_copies} ranks"
         return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pdray.kvcache.block_copy import block_copier
@@ -19,6 +21,8 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class KVStorage:
         self.num_blocks = num_blocks
         self.block_bytes = layout.block_bytes
         num_bytes = (num_blocks + 1) * self.block_bytes
-        self._arena = _allocate(num_bytes, torch.device(device)).view(TORCH_DTYPES[layout.dtype])
+        self._arena = allocate(num_bytes, torch.device(device)).view(TORCH_DTYPES[layout.dtype])
         self._blocks = self._arena.view(num_blocks + 1, -1)
         self._copier = block_copier(self._arena.device)
         self.layers = self._layer_views()
@@ -57,6 +61,10 @@ class KVStorage:
         return self._arena.get_device() if self._arena.is_cuda else None
 
     @property
+    def device(self) -> torch.device:
+        return self._arena.device
+
+    @property
     def scratch_block_id(self) -> int:
         return self.num_blocks
 
@@ -69,9 +77,20 @@ class KVStorage:
         """Whole blocks, from and to. No block is both, or copied to twice."""
         if copies:
             from_C, to_C = self._upload(list(zip(*copies, strict=True)))
-            self._copier.copy(self._blocks, from_C, to_C)
+            self._copier.move(self._blocks, from_C, self._blocks, to_C)
 
-    def _upload(self, block_ids: Sequence[object]) -> torch.Tensor:
+    def clear_rows(self, row_elements: int, row_ids: IntArray) -> None:
+        """Zeroes parts of blocks: see ``write_rows``."""
+        rows_RE = self._arena.view(-1, row_elements)
+        rows_RE.index_fill_(0, self._upload(row_ids), 0)
+
+    def write_rows(self, source_SE: torch.Tensor, source_ids: IntArray, row_ids: IntArray) -> None:
+        """Writes parts of blocks, converted to the arena's dtype. Its rows are as long as those of
+        the source, which lies on the same device, and are counted from the arena's start."""
+        rows_RE = self._arena.view(-1, source_SE.shape[1])
+        self._copier.move(source_SE, self._upload(source_ids), rows_RE, self._upload(row_ids))
+
+    def _upload(self, block_ids: Sequence[object] | IntArray) -> torch.Tensor:
         # From other memory than pinned, the device's work so far would be waited for.
         ids = torch.tensor(block_ids, dtype=torch.int64, pin_memory=self._arena.is_cuda)
         return ids.to(self._arena.device, non_blocking=True)
@@ -105,7 +124,8 @@ class KVStorage:
         )
 
 
-def _allocate(num_bytes: int, device: torch.device) -> torch.Tensor:
+def allocate(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """Zeros, as bytes; see KVStorage for what is special about the host's."""
     if device.type != "cpu":
         return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
     return torch.frombuffer(map_host_memory(num_bytes), dtype=torch.uint8)

@@ -20,6 +20,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     wire_version: int
     peer_id: str
     pool: str | None
+    # Equal where one's KV blocks can be made of the other's.
     layout_digest: str | None
     layout_text: str | None
     transfer_description: bytes | None

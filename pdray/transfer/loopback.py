@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from pdray.core.errors import TransferError
 from pdray.core.handoff import LeaseEpoch
-from pdray.transfer.base import KVRegion, TransferId, TransferState
+from pdray.transfer.base import BlockPart, KVRegion, TransferId, TransferState
 from pdray.transfer.description import (
     ArenaDescription,
-    check_block_ids,
     check_epoch_slot,
+    check_pull,
     describe_region,
     read_description,
+    whole_blocks,
 )
 from pdray.transfer.epochs import Epochs
 
@@ -47,16 +48,19 @@ class _Arenas:
         with self._lock:
             return key in self._open
 
-    def copy(self, key: bytes, local: KVRegion, pairs: Sequence[tuple[int, int]]) -> bool:
+    def copy(self, key: bytes, part: BlockPart, pairs: Sequence[tuple[int, int]]) -> bool:
         """False, with nothing copied, where the arena is closed."""
         with self._lock:
             if key not in self._open:
                 return False
             remote, _ = self._open[key]
-            size = remote.block_bytes
+            source = remote.address + part.remote_offset
+            target = part.local.address + part.local_offset
             for remote_id, local_id in pairs:
                 ctypes.memmove(
-                    local.address + local_id * size, remote.address + remote_id * size, size
+                    target + local_id * part.local.block_bytes,
+                    source + remote_id * remote.block_bytes,
+                    part.num_bytes,
                 )
             return True
 
@@ -73,6 +77,7 @@ class _Pull:
     """Of blocks, or of an epoch."""
 
     key: bytes
+    part: BlockPart | None = None
     pairs: tuple[tuple[int, int], ...] = ()
     epoch: LeaseEpoch | None = None
 
@@ -101,9 +106,7 @@ class LoopbackTransport:
         return describe_region(self.name, self._region, self.epochs, self._key)
 
     def add_peer(self, peer_id: str, description: bytes) -> None:
-        peer = read_description(
-            description, peer_id=peer_id, transport=self.name, local=self._region
-        )
+        peer = read_description(description, peer_id=peer_id, transport=self.name)
         if not _ARENAS.is_open(peer.access):
             raise TransferError(f"peer {peer_id!r} is not in this process, or has closed")
         self._peers[peer_id] = peer
@@ -114,10 +117,25 @@ class LoopbackTransport:
     def pull(
         self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
     ) -> TransferId:
-        peer = self._find(peer_id)
-        check_block_ids(peer, self._region, remote_block_ids, local_block_ids)
+        part = whole_blocks(peer_id, self._known(peer_id), self._region)
+        return self.pull_part(peer_id, part, remote_block_ids, local_block_ids)
+
+    def num_bytes(self, peer_id: str, num_ids: int) -> int:
+        return num_ids * self.block_bytes
+
+    def register(self, region: KVRegion) -> None:
+        """Nothing to do: this process may write anywhere in its memory."""
+
+    def pull_part(
+        self,
+        peer_id: str,
+        part: BlockPart,
+        remote_block_ids: Sequence[int],
+        local_block_ids: Sequence[int],
+    ) -> TransferId:
+        check_pull(self._known(peer_id), part, remote_block_ids, local_block_ids)
         pairs = tuple(zip(remote_block_ids, local_block_ids, strict=True))
-        return self._begin(_Pull(peer.access, pairs))
+        return self._begin(_Pull(self._find(peer_id).access, part, pairs))
 
     def check_epoch(self, peer_id: str, epoch: LeaseEpoch) -> TransferId:
         peer = self._find(peer_id)
@@ -125,9 +143,7 @@ class LoopbackTransport:
         return self._begin(_Pull(peer.access, epoch=epoch))
 
     def _find(self, peer_id: str) -> ArenaDescription:
-        peer = self._peers.get(peer_id)
-        if peer is None:
-            raise TransferError(f"unknown peer {peer_id!r}; known: {sorted(self._peers)}")
+        peer = self._known(peer_id)
         if not _ARENAS.is_open(peer.access):
             raise TransferError(f"peer {peer_id!r} has gone")
         return peer
@@ -139,13 +155,20 @@ class LoopbackTransport:
 
     def poll(self, transfer_id: TransferId) -> TransferState:
         for pending_id, pull in list(self._pending.items()):
-            if pull.epoch is None:
-                is_good = _ARENAS.copy(pull.key, self._region, pull.pairs)
-            else:
+            if pull.epoch is not None:
                 is_good = _ARENAS.has_epoch(pull.key, pull.epoch)
+            else:
+                assert pull.part is not None
+                is_good = _ARENAS.copy(pull.key, pull.part, pull.pairs)
             del self._pending[pending_id]
             self._ended[pending_id] = TransferState.DONE if is_good else TransferState.FAILED
         return self._ended.pop(transfer_id)
+
+    def _known(self, peer_id: str) -> ArenaDescription:
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            raise TransferError(f"unknown peer {peer_id!r}; known: {sorted(self._peers)}")
+        return peer
 
     def progress(self) -> None:
         """Nothing to do: readers copy by themselves."""

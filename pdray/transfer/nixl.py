@@ -23,7 +23,7 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import nixl._bindings as bindings
@@ -37,13 +37,14 @@ from nixl._api import (
 
 from pdray.core.errors import TransferError
 from pdray.core.handoff import LeaseEpoch
-from pdray.transfer.base import KVRegion, TransferId, TransferState
+from pdray.transfer.base import BlockPart, KVRegion, TransferId, TransferState
 from pdray.transfer.description import (
     ArenaDescription,
-    check_block_ids,
     check_epoch_slot,
+    check_pull,
     describe_region,
     read_description,
+    whole_blocks,
 )
 from pdray.transfer.epochs import EPOCH_BYTES, Epochs
 
@@ -64,12 +65,13 @@ NIXL_ERRORS: tuple[type[Exception], ...] = tuple(
 
 @dataclass(slots=True, eq=False)
 class _PeerLife:
-    """One life of a peer: its NIXL agent, and its blocks as a prepared list. ``is_lost`` once a
-    read of it failed: NIXL needs a new list then, even where the peer is still there."""
+    """One life of a peer: its NIXL agent, and its blocks, or a part of each, as prepared lists, by
+    the part's offset and bytes. ``is_lost`` once a read of it failed: NIXL needs new lists then,
+    even where the peer is still there."""
 
     agent_name: str
     description: ArenaDescription
-    blocks: nixl_prepped_dlist_handle
+    lists: dict[tuple[int, int], nixl_prepped_dlist_handle]
     epochs: nixl_prepped_dlist_handle
     num_pending: int = 0
     is_lost: bool = False
@@ -106,12 +108,7 @@ class NixlTransport:
         agent_name = f"{worker_id}-{secrets.token_hex(4)}"
         try:
             self._agent = _make_agent(agent_name)
-            size = region.num_blocks * region.block_bytes
-            self._registration = self._agent.register_memory(
-                [(region.address, size, region.device_id or 0, "")],
-                _memory_kind(region.device_id),
-                backends=[_BACKEND],
-            )
+            self._registrations = [self._register(region)]
             landings = (int(self._landings.ctypes.data), NUM_LANDINGS)
             own_epochs = (self.epochs.address, self.epochs.num_slots)
             self._epoch_registration = self._agent.register_memory(
@@ -119,7 +116,8 @@ class NixlTransport:
                 "DRAM",
                 backends=[_BACKEND],
             )
-            self._blocks = self._prepare_blocks("NIXL_INIT_AGENT", region)
+            whole = (region, 0, region.block_bytes)
+            self._lists = {whole: self._prepare("NIXL_INIT_AGENT", *whole)}
             self._landing_list = self._prepare_epochs("NIXL_INIT_AGENT", *landings)
             self._description = describe_region(
                 self.name, region, self.epochs, self._agent.get_agent_metadata()
@@ -131,9 +129,7 @@ class NixlTransport:
         return self._description
 
     def add_peer(self, peer_id: str, description: bytes) -> None:
-        peer = read_description(
-            description, peer_id=peer_id, transport=self.name, local=self._region
-        )
+        peer = read_description(description, peer_id=peer_id, transport=self.name)
         life = self._lives.get(peer.access)
         if life is None or life.is_lost:
             life = self._meet(peer_id, peer)
@@ -150,10 +146,33 @@ class NixlTransport:
     def pull(
         self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
     ) -> TransferId:
+        part = whole_blocks(peer_id, self._find(peer_id).description, self._region)
+        return self.pull_part(peer_id, part, remote_block_ids, local_block_ids)
+
+    def num_bytes(self, peer_id: str, num_ids: int) -> int:
+        return num_ids * self.block_bytes
+
+    def register(self, region: KVRegion) -> None:
+        """Raises TransferError."""
+        try:
+            self._registrations.append(self._register(region))
+        except NIXL_ERRORS as error:
+            raise TransferError(f"NIXL cannot register memory to read into: {error!r}") from error
+
+    def pull_part(
+        self,
+        peer_id: str,
+        part: BlockPart,
+        remote_block_ids: Sequence[int],
+        local_block_ids: Sequence[int],
+    ) -> TransferId:
         life = self._find(peer_id)
-        check_block_ids(life.description, self._region, remote_block_ids, local_block_ids)
+        check_pull(life.description, part, remote_block_ids, local_block_ids)
         handle = self._start(
-            peer_id, life, (self._blocks, local_block_ids), (life.blocks, remote_block_ids)
+            peer_id,
+            life,
+            lambda: (self._local_list(part), local_block_ids),
+            lambda: (self._remote_list(life, part), remote_block_ids),
         )
         return self._keep(_Pull(life, handle))
 
@@ -165,7 +184,10 @@ class NixlTransport:
         landing = self._free_landings.pop()
         try:
             handle = self._start(
-                peer_id, life, (self._landing_list, [landing]), (life.epochs, [epoch.slot])
+                peer_id,
+                life,
+                lambda: (self._landing_list, [landing]),
+                lambda: (life.epochs, [epoch.slot]),
             )
         except TransferError:
             self._free_landings.append(landing)
@@ -185,16 +207,22 @@ class NixlTransport:
         return transfer_id
 
     def _start(
-        self, peer_id: str, life: _PeerLife, local: _Part, remote: _Part
+        self,
+        peer_id: str,
+        life: _PeerLife,
+        local: Callable[[], _Part],
+        remote: Callable[[], _Part],
     ) -> nixl_xfer_handle:
         handle: nixl_xfer_handle | None = None
         try:
+            local_list, local_ids = local()
+            remote_list, remote_ids = remote()
             handle = self._agent.make_prepped_xfer(
                 "READ",
-                local[0],
-                np.asarray(local[1], dtype=np.int32),
-                remote[0],
-                np.asarray(remote[1], dtype=np.int32),
+                local_list,
+                np.asarray(local_ids, dtype=np.int32),
+                remote_list,
+                np.asarray(remote_ids, dtype=np.int32),
                 backends=[_BACKEND],
             )
             state = self._agent.transfer(handle)
@@ -242,13 +270,21 @@ class NixlTransport:
         for life in list(self._lives.values()):
             life.num_pending = 0
             self._forget_if_unused(life)
-        self._blocks.release()
-        self._landing_list.release()
-        for registration in (self._registration, self._epoch_registration):
+        for each in (*self._lists.values(), self._landing_list):
+            each.release()
+        for registration in (*self._registrations, self._epoch_registration):
             self._agent.deregister_memory(registration, backends=[_BACKEND])
         # The UCX worker and its connections go with the last reference to the agent.
-        del self._agent, self._blocks, self._landing_list, registration
-        del self._registration, self._epoch_registration
+        del self._agent, self._lists, self._landing_list, each, registration
+        del self._registrations, self._epoch_registration
+
+    def _register(self, region: KVRegion) -> bindings.nixlRegDList:
+        size = region.num_blocks * region.block_bytes
+        return self._agent.register_memory(
+            [(region.address, size, region.device_id or 0, "")],
+            _memory_kind(region.device_id),
+            backends=[_BACKEND],
+        )
 
     def _meet(self, peer_id: str, peer: ArenaDescription) -> _PeerLife:
         lost = self._lives.pop(peer.access, None)
@@ -259,13 +295,14 @@ class NixlTransport:
             agent_name = self._agent.add_remote_agent(peer.access)
             if isinstance(agent_name, bytes):
                 agent_name = agent_name.decode()
-            blocks = self._prepare_blocks(agent_name, peer)
+            # Prepared here, as it shows whether the memory can be reached.
+            whole = self._prepare(agent_name, peer, 0, peer.block_bytes)
             epochs = self._prepare_epochs(agent_name, peer.epochs_address, peer.num_epochs)
         except NIXL_ERRORS as error:
             if agent_name is not None:
                 self._agent.remove_remote_agent(agent_name)
             raise TransferError(f"NIXL does not take peer {peer_id!r}: {error!r}") from error
-        life = _PeerLife(agent_name, peer, blocks, epochs)
+        life = _PeerLife(agent_name, peer, {(0, peer.block_bytes): whole}, epochs)
         self._lives[peer.access] = life
         return life
 
@@ -277,18 +314,31 @@ class NixlTransport:
             self._drop(life)
 
     def _drop(self, life: _PeerLife) -> None:
-        life.blocks.release()
-        life.epochs.release()
+        for each in (*life.lists.values(), life.epochs):
+            each.release()
         try:
             self._agent.remove_remote_agent(life.agent_name)
         except NIXL_ERRORS as error:
             logger.debug("NIXL had forgotten agent %s already: %r", life.agent_name, error)
 
-    def _prepare_blocks(
-        self, agent_name: str, arena: KVRegion | ArenaDescription
+    def _local_list(self, part: BlockPart) -> nixl_prepped_dlist_handle:
+        key = (part.local, part.local_offset, part.num_bytes)
+        if key not in self._lists:
+            self._lists[key] = self._prepare("NIXL_INIT_AGENT", *key)
+        return self._lists[key]
+
+    def _remote_list(self, life: _PeerLife, part: BlockPart) -> nixl_prepped_dlist_handle:
+        key = (part.remote_offset, part.num_bytes)
+        if key not in life.lists:
+            life.lists[key] = self._prepare(life.agent_name, life.description, *key)
+        return life.lists[key]
+
+    def _prepare(
+        self, agent_name: str, arena: KVRegion | ArenaDescription, offset: int, num_bytes: int
     ) -> nixl_prepped_dlist_handle:
-        size = arena.block_bytes
-        row = (arena.address, size, arena.device_id or 0, size, arena.num_blocks)
+        """These bytes of every block."""
+        device_id = arena.device_id or 0
+        row = (arena.address + offset, num_bytes, device_id, arena.block_bytes, arena.num_blocks)
         return self._agent.prep_xfer_dlist(
             agent_name,
             np.array([row], dtype=np.uint64),

@@ -10,7 +10,6 @@ from multiprocessing.connection import Connection
 
 from pdray.core.errors import TransferError
 from pdray.transfer.base import TransferId, TransferState
-from pdray.transfer.description import ArenaDescription, check_block_ids, read_description
 from pdray.transfer.remote_messages import (
     AddPeer,
     Close,
@@ -38,7 +37,7 @@ class RemoteTransport:
         TransferError."""
         self._connection = connection
         self._is_lost = False
-        self._peers: dict[str, ArenaDescription] = {}
+        self._peers: set[str] = set()
         self._ids = itertools.count()
         self._states: dict[TransferId, TransferState] = {}
         self._lent_at: float | None = None
@@ -47,17 +46,13 @@ class RemoteTransport:
             reason = opened.reason if isinstance(opened, NotOpened) else "its process has died"
             raise TransferError(f"a rank's transport could not be made: {reason}")
         self.name = opened.name
-        self.block_bytes = opened.region.block_bytes
-        self._region = opened.region
+        self.block_bytes = opened.block_bytes
         self._description = opened.description
 
     def describe(self) -> bytes:
         return self._description
 
     def add_peer(self, peer_id: str, description: bytes) -> None:
-        peer = read_description(
-            description, peer_id=peer_id, transport=self.name, local=self._region
-        )
         self._send(AddPeer(peer_id, description))
         while not isinstance(answer := self._receive(), PeerAdded):
             if answer is None:
@@ -65,25 +60,22 @@ class RemoteTransport:
             self._take(answer)
         if answer.refusal is not None:
             raise TransferError(answer.refusal)
-        self._peers[peer_id] = peer
+        self._peers.add(peer_id)
 
     def remove_peer(self, peer_id: str) -> None:
-        if self._peers.pop(peer_id, None) is not None:
+        if peer_id in self._peers:
+            self._peers.remove(peer_id)
             self._send(RemovePeer(peer_id))
 
-    def pull(
-        self, peer_id: str, remote_block_ids: Sequence[int], local_block_ids: Sequence[int]
-    ) -> TransferId:
-        peer = self._peers.get(peer_id)
-        if peer is None:
+    def pull(self, peer_id: str, remote_ids: Sequence[int], local_ids: Sequence[int]) -> TransferId:
+        """What is wrong with the ids is said by ``poll``, as FAILED."""
+        if peer_id not in self._peers:
             raise TransferError(f"unknown peer {peer_id!r}; known: {sorted(self._peers)}")
-        check_block_ids(peer, self._region, remote_block_ids, local_block_ids)
         if self._is_lost:
             raise TransferError("a rank has died")
         transfer_id = TransferId(next(self._ids))
         self._states[transfer_id] = TransferState.PENDING
-        remote_ids, local_ids = tuple(remote_block_ids), tuple(local_block_ids)
-        self._send(Pull(transfer_id, peer_id, remote_ids, local_ids))
+        self._send(Pull(transfer_id, peer_id, tuple(remote_ids), tuple(local_ids)))
         return transfer_id
 
     def poll(self, transfer_id: TransferId) -> TransferState:

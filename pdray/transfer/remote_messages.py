@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pdray.transfer.base import KVRegion, TransferId, TransferState
+from pdray.transfer.base import TransferId, TransferState
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Pull:
 
     transfer_id: TransferId
     peer_id: str
-    remote_block_ids: tuple[int, ...]
-    local_block_ids: tuple[int, ...]
+    remote_ids: tuple[int, ...]
+    local_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Opened:
     """The transport is there; the first message of all."""
 
     name: str
-    region: KVRegion
+    block_bytes: int
     description: bytes
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from pdray.core.errors import TransferError
-from pdray.transfer.base import KVRegion, TransferId, TransferState, Transport
+from pdray.transfer.base import TransferId, TransferState, Transport
 from pdray.transfer.remote_messages import (
     AddPeer,
     Close,
@@ -29,17 +29,15 @@ LENDING_S = 0.5
 """How long ``progress`` is called for after a ``Lend``."""
 
 
-def serve_transport(
-    connection: Connection, region: KVRegion, make_transport: Callable[[KVRegion], Transport]
-) -> None:
+def serve_transport(connection: Connection, make_transport: Callable[[], Transport]) -> None:
     """Returns when the user closes the transport; raises EOFError where the user is gone."""
     try:
-        transport = make_transport(region)
+        transport = make_transport()
     except TransferError as error:
         connection.send(NotOpened(str(error)))
         return
     try:
-        connection.send(Opened(transport.name, region, transport.describe()))
+        connection.send(Opened(transport.name, transport.block_bytes, transport.describe()))
         _Server(connection, transport).run()
     finally:
         transport.close()
@@ -88,9 +86,7 @@ class _Server:
 
     def _pull(self, message: Pull) -> None:
         try:
-            own_id = self._transport.pull(
-                message.peer_id, message.remote_block_ids, message.local_block_ids
-            )
+            own_id = self._transport.pull(message.peer_id, message.remote_ids, message.local_ids)
         except TransferError as error:
             logger.warning("a pull could not start: %s", error)
             self._report(message.transfer_id, TransferState.FAILED)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pdray.core.errors import StaleReadError, TransferError
 from pdray.core.handoff import LeaseEpoch
-from pdray.transfer.base import EpochTransport, TransferId, TransferState
+from pdray.transfer.base import TransferId, TransferState, WorkerTransport
 from pdray.transfer.epochs import Epochs
 from pdray.transfer.read_queue import Read, ReadQueue, Slice
 
@@ -28,8 +28,9 @@ SLICE_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullReport:
-    """Blocks that have arrived. They waited ``queued_s`` for others' reads of the same peer, and
-    ``transfer_s`` is from their first read's start until the last was seen to be done."""
+    """Blocks that have arrived, or units of them where the peer has another layout. They waited
+    ``queued_s`` for others' reads of the same peer, and ``transfer_s`` is from their first read's
+    start until the last was seen to be done."""
 
     num_blocks: int
     num_bytes: int
@@ -44,6 +45,7 @@ class _Pull:
     future: Future[PullReport]
     asked_at: float
     epoch: LeaseEpoch | None
+    num_bytes: int = 0
     started_at: float | None = None
     failure: TransferError | None = None
 
@@ -56,14 +58,14 @@ class TransferThread:
     Its futures cannot be cancelled: a pull's ends when its read can touch memory no more.
     """
 
-    def __init__(self, make_transport: Callable[[], EpochTransport]) -> None:
+    def __init__(self, make_transport: Callable[[], WorkerTransport]) -> None:
         """``make_transport`` is called in the thread, which will be the transport's owner."""
         self._make_transport = make_transport
         self._thread = threading.Thread(target=self._run, name="pdray-transfer", daemon=True)
         self._description: Future[bytes] = Future()
         self._wake = threading.Condition()
         # Under the condition's lock; the pulls belong to the thread alone.
-        self._commands: deque[Callable[[EpochTransport], None]] = deque()
+        self._commands: deque[Callable[[WorkerTransport], None]] = deque()
         self._unfinished: set[Future[None] | Future[PullReport]] = set()
         self._num_lending = 0
         self._drain_until: float | None = None
@@ -105,7 +107,7 @@ class TransferThread:
         """Makes ``peer_id`` readable, or fails with TransferError."""
         future: Future[None] = Future()
 
-        def run(transport: EpochTransport) -> None:
+        def run(transport: WorkerTransport) -> None:
             try:
                 transport.add_peer(peer_id, description)
             except TransferError as error:
@@ -143,8 +145,9 @@ class TransferThread:
             local_block_ids=tuple(local_block_ids),
         )
 
-        def run(transport: EpochTransport) -> None:
+        def run(transport: WorkerTransport) -> None:
             self._pulls[read] = pull
+            pull.num_bytes = transport.num_bytes(peer_id, len(read.local_block_ids))
             if len(read.remote_block_ids) == len(read.local_block_ids) > 0:
                 self._queue.add(read)
                 self._start_reads(transport)  # before a command that comes after it
@@ -173,7 +176,7 @@ class TransferThread:
 
     def _submit(
         self,
-        command: Callable[[EpochTransport], None],
+        command: Callable[[WorkerTransport], None],
         future: Future[None] | Future[PullReport] | None,
     ) -> None:
         if future is not None:
@@ -194,7 +197,6 @@ class TransferThread:
     def _run(self) -> None:
         try:
             transport = self._make_transport()
-            self._block_bytes = transport.block_bytes
             self._queue = make_queue(transport.block_bytes)
             self._epochs = transport.epochs
             self._description.set_result(transport.describe())
@@ -232,7 +234,7 @@ class TransferThread:
                     return True
                 self._wake.wait()
 
-    def _run_commands(self, transport: EpochTransport) -> None:
+    def _run_commands(self, transport: WorkerTransport) -> None:
         while True:
             with self._wake:
                 if not self._commands:
@@ -240,14 +242,14 @@ class TransferThread:
                 command = self._commands.popleft()
             command(transport)
 
-    def _move_reads(self, transport: EpochTransport) -> None:
+    def _move_reads(self, transport: WorkerTransport) -> None:
         """Until no more can be started: a read that ends makes room for the next at once."""
         while True:
             self._start_reads(transport)
             if not self._poll_reads(transport) or not self._queue.has_waiting or self._commands:
                 return
 
-    def _start_reads(self, transport: EpochTransport) -> None:
+    def _start_reads(self, transport: WorkerTransport) -> None:
         while (taken := self._queue.take()) is not None:
             read, pull = taken.read, self._pulls[taken.read]
             pull.started_at = pull.started_at or time.perf_counter()
@@ -260,7 +262,7 @@ class TransferThread:
             else:
                 self._in_flight[transfer_id] = taken
 
-    def _poll_reads(self, transport: EpochTransport) -> bool:
+    def _poll_reads(self, transport: WorkerTransport) -> bool:
         """Whether any has ended."""
         num_before = len(self._in_flight)
         for transfer_id, taken in list(self._in_flight.items()):
@@ -275,7 +277,7 @@ class TransferThread:
         return len(self._in_flight) < num_before
 
     def _end_slice(
-        self, transport: EpochTransport, taken: Slice, error: TransferError | None
+        self, transport: WorkerTransport, taken: Slice, error: TransferError | None
     ) -> None:
         self._queue.ended(taken)
         if error is not None:
@@ -284,7 +286,7 @@ class TransferThread:
         if taken.read.is_over:
             self._check_epoch(transport, taken.read)
 
-    def _check_epoch(self, transport: EpochTransport, read: Read) -> None:
+    def _check_epoch(self, transport: WorkerTransport, read: Read) -> None:
         """All of its data is here, or will never be."""
         pull = self._pulls[read]
         if pull.failure is None and pull.epoch is not None:
@@ -295,7 +297,7 @@ class TransferThread:
                 pull.failure = error
         self._end_pull(read)
 
-    def _poll_checks(self, transport: EpochTransport) -> None:
+    def _poll_checks(self, transport: WorkerTransport) -> None:
         for transfer_id, read in list(self._checks.items()):
             state = transport.poll(transfer_id)
             if state is TransferState.PENDING:
@@ -314,7 +316,7 @@ class TransferThread:
         assert pull.started_at is not None
         report = PullReport(
             num_blocks=len(read.local_block_ids),
-            num_bytes=len(read.local_block_ids) * self._block_bytes,
+            num_bytes=pull.num_bytes,
             queued_s=pull.started_at - pull.asked_at,
             transfer_s=time.perf_counter() - pull.started_at,
         )

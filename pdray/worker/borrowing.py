@@ -23,6 +23,7 @@ from pdray.link.messages import Acknowledge, Borrow, Lent
 from pdray.link.peers import PeerLinks
 from pdray.metrics.prometheus import WorkerMetrics
 from pdray.transfer.reading import READER_SHARE
+from pdray.transfer.reshard_plan import NOTHING, ReshardPlan
 from pdray.transfer.transfer_thread import TransferThread
 from pdray.worker.readable_peers import ReadablePeers
 
@@ -146,7 +147,11 @@ class Borrowing:
         return failure
 
     async def _read(self, link: Connection, fill: PrefixFill, watermark: Watermark) -> str | None:
-        blocks = matching_blocks(watermark.runs, fill.missing)
+        plan = self._readable.plan_of(link)
+        if plan is None:
+            blocks = matching_blocks(watermark.runs, fill.missing)
+        else:
+            blocks = matching_units(plan, watermark.runs, fill.missing)
         if blocks is None:
             return "it has lent too little"
         remote, local = blocks
@@ -186,4 +191,28 @@ def matching_blocks(
                 return None
             remote.append(owned[run.group_id, number])
             local.append(block_id)
+    return remote, local
+
+
+def matching_units(
+    plan: ReshardPlan, there: Sequence[BlockRun], here: Sequence[BlockRun]
+) -> tuple[list[int], list[int]] | None:
+    """As ``matching_blocks``, where the layouts differ."""
+    owned = {run.group_id: run for run in there}
+    remote: list[int] = []
+    local: list[int] = []
+    for run in here:
+        if run.group_id not in owned:
+            return None
+        theirs, ours, end = plan.read(
+            owned[run.group_id],
+            first_block=run.first_block,
+            block_ids=run.block_ids,
+            start_token=run.first_block * plan.ours.block_size,
+            is_last=False,
+        )
+        if NOTHING in theirs or end < run.end_block * plan.ours.block_size:
+            return None
+        remote += theirs
+        local += ours
     return remote, local

@@ -107,9 +107,11 @@ class Meetings:
 
     async def _read(self, link: Connection) -> str | None:
         self._readable.add(link)
-        reading = asyncio.wrap_future(
-            self._transfer.pull(link.peer_id, [_ANY_BLOCK_ID], [self._scratch_block_id])
-        )
+        remote_id, local_id = _ANY_BLOCK_ID, self._scratch_block_id
+        if (plan := self._readable.plan_of(link)) is not None:
+            remote_id = plan.first_unit(plan.theirs, remote_id)
+            local_id = plan.first_unit(plan.ours, local_id)
+        reading = asyncio.wrap_future(self._transfer.pull(link.peer_id, [remote_id], [local_id]))
         try:
             await asyncio.wait_for(reading, TIMEOUT_S)
         except TransferError as error:
@@ -120,10 +122,13 @@ class Meetings:
 
     def _unlike(self, link: Connection) -> str | None:
         hello = link.peer_hello
-        if hello.layout_digest == self._layout.layout_digest:
+        if hello.layout_digest == self._layout.content_digest:
             return None
         ours = self._layout.describe()
-        return f"unlike KV layouts: {link.peer_id} has {hello.layout_text}, this worker {ours}"
+        return (
+            f"KV layouts that cannot be converted: {link.peer_id} has {hello.layout_text}, "
+            f"this worker {ours}"
+        )
 
 
 async def _within(seconds: float, heard: asyncio.Future[str | None], failure: str) -> str | None:

@@ -42,8 +42,8 @@ class PrefixLending:
 
     def _lend(self, reader: Connection, message: Borrow) -> Lent:
         watermark = None
-        # Blocks of unlike layouts are not the reader's to read, whatever they are called.
-        if reader.peer_hello.layout_digest == self._engine.layout.layout_digest:
+        # Blocks that cannot be converted are not the reader's to read, whatever they are called.
+        if reader.peer_hello.layout_digest == self._engine.layout.content_digest:
             watermark = self._grant(reader, message)
         return Lent(number=message.number, lease_s=self._lease_s, watermark=watermark)
 

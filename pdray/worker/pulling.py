@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pdray.core.clock import Clock
 from pdray.core.errors import StaleReadError, TransferError
@@ -16,6 +16,7 @@ from pdray.link.messages import Acknowledge, GiveUp, OfferReply, PrefillLost, Re
 from pdray.metrics.prometheus import WorkerMetrics
 from pdray.transfer.reading import LeasedRead, ReadState, ReadTable
 from pdray.transfer.transfer_thread import PullReport, TransferThread
+from pdray.worker.arriving_blocks import ArrivingBlocks
 from pdray.worker.attempts import AttemptKey, AttemptTable
 from pdray.worker.decoding import Decoding
 from pdray.worker.outbox import Outbox
@@ -39,8 +40,8 @@ class Pull:
     handoff: Handoff
     owner: Connection
     sequence: Sequence
+    arriving: ArrivingBlocks
     watermark: Watermark | None = None
-    next_blocks: dict[int, int] = field(default_factory=dict)
     complete_at: float | None = None
     """When the last watermark came: from then on the transfer can be seen from outside."""
 
@@ -56,21 +57,6 @@ class Pull:
     def num_found_blocks(self) -> int:
         """That its prompt needs and that were here already, in the prefix cache."""
         return sum(table.num_shared for table in self.sequence.block_tables)
-
-    def take_new_blocks(self) -> tuple[list[int], list[int]]:
-        """Remote and local ids of published blocks that no read was started for yet, but of
-        those that the prefix cache had here."""
-        assert self.watermark is not None
-        remote: list[int] = []
-        local: list[int] = []
-        for run in self.watermark.runs:
-            table = self.sequence.block_tables[run.group_id]
-            first = self.next_blocks.get(run.group_id, table.first_own_block)
-            end = max(first, run.first_block + len(run.block_ids))
-            remote += run.block_ids[first - run.first_block :]
-            local += table.block_ids[first - table.first_block : end - table.first_block]
-            self.next_blocks[run.group_id] = end
-        return remote, local
 
 
 class Pulling:
@@ -135,7 +121,10 @@ class Pulling:
             self._engine.release(sequence)
             return reply("the attempt was cancelled", is_final=True)
         self._readable.add(owner)
-        self._pulls[handoff.lease_id] = Pull(handoff, owner, sequence)
+        arriving = ArrivingBlocks(
+            sequence.block_tables, self._engine.layout.block_size, self._readable.plan_of(owner)
+        )
+        self._pulls[handoff.lease_id] = Pull(handoff, owner, sequence, arriving)
         now = self._clock.now()
         self._reads.reserve(handoff.lease_id, owner.peer_id, handoff.lease_s, now)
         return reply(None)
@@ -151,7 +140,7 @@ class Pulling:
         now = self._clock.now()
         if watermark.first_token_id is not None:
             pull.complete_at = now
-        remote, local = pull.take_new_blocks()
+        remote, local = pull.arriving.take_new(watermark)
         if remote:
             if not self._reads.begin(pull.lease_id, now):
                 return  # out of time: the next tick gives it up

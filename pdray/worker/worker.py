@@ -115,7 +115,7 @@ class Worker:
             tiering=self.tiering,
             lending=self._lending,
         )
-        self._readable = ReadablePeers(self._transfer)
+        self._readable = ReadablePeers(self._transfer, engine.layout)
         self._meetings = Meetings(
             layout=engine.layout,
             scratch_block_id=engine.storage.scratch_block_id,
@@ -266,7 +266,7 @@ class Worker:
             wire_version=WIRE_VERSION,
             peer_id=self.config.worker_id,
             pool=self.config.pool,
-            layout_digest=self.engine.layout.layout_digest,
+            layout_digest=self.engine.layout.content_digest,
             layout_text=self.engine.layout.describe(),
             transfer_description=self._transfer.describe(),
         )
@@ -336,9 +336,9 @@ class Worker:
         # While it drains too: the request was placed before, and has nowhere else to go.
         if self.state not in (WorkerState.READY, WorkerState.DRAINING):
             refusal = f"the worker is {self.state}"
-        elif connection.peer_hello.layout_digest != self.engine.layout.layout_digest:
+        elif connection.peer_hello.layout_digest != self.engine.layout.content_digest:
             theirs, ours = connection.peer_hello.layout_text, self.engine.layout.describe()
-            refusal = f"unlike KV layouts: offered is {theirs}, and this worker has {ours}"
+            refusal = f"KV blocks cannot be converted: offered are {theirs}, this worker has {ours}"
         if refusal is not None:
             return OfferReply(lease_id=handoff.lease_id, refusal=refusal, is_final=True)
         return self._pulling.on_offer(connection, handoff)

@@ -19,7 +19,8 @@ def info_of(config: WorkerConfig, engine: Engine, *, port: int, link_key: bytes)
             worker_id=config.worker_id, host=config.host, port=port, link_key=link_key
         ),
         dtype=engine.layout.dtype,
-        layout_digest=engine.layout.layout_digest,
+        layout_digest=engine.layout.content_digest,
+        layout_text=engine.layout.describe(),
         num_blocks=engine.pool.num_blocks,
         max_batch_size=config.engine.max_batch_size,
         max_tokens_per_step=config.engine.max_tokens_per_step,

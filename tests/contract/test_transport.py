@@ -15,17 +15,36 @@ import pytest
 
 from pdray.core.errors import TransferError
 from pdray.core.handoff import LeaseEpoch
+from pdray.kvcache.layout import KVGroup, KVLayout
+from pdray.kvcache.storage import KVStorage
 from pdray.transfer import TRANSPORTS, create_transport
-from pdray.transfer.base import EpochTransport, KVRegion, TransferId, TransferState
+from pdray.transfer.base import BlockPart, EpochTransport, KVRegion, TransferId, TransferState
 from pdray.transfer.ranked import RankedTransport
 from pdray.transfer.remote import RemoteTransport
 from pdray.transfer.remote_server import serve_transport
+from pdray.transfer.resharding import ReshardingTransport
 
 NUM_BLOCKS = 24
 BLOCK_BYTES = 4096
 PATIENCE_S = 30.0
 
 
+RANKED_LAYOUT = KVLayout(
+    model_digest="model",
+    groups=(
+        KVGroup(
+            group_id=0,
+            layer_ids=(0,),
+            sliding_window=None,
+            num_kv_heads=1,
+            k_head_dim=32,
+            v_head_dim=32,
+        ),
+    ),
+    block_size=16,
+    dtype="float32",
+    tensor_parallel=2,
+)
 RANKED = "two ranks of nixl"
 """A worker of two ranks: the second one's transport is in a thread, at the end of a pipe."""
 
@@ -45,8 +64,9 @@ class Arena:
         self._threads: list[threading.Thread] = []
         self.transport: EpochTransport
         if name == RANKED:
-            own = create_transport("nixl", worker_id, self._region(0))
-            self.transport = RankedTransport(own, [self._make_remote(worker_id)])
+            first = self._make_rank(worker_id, 0)
+            others = [self._make_remote(worker_id)]
+            self.transport = RankedTransport(RANKED_LAYOUT, NUM_BLOCKS, first, others)
         else:
             self.transport = create_transport(name, worker_id, self._region(0))
 
@@ -56,6 +76,10 @@ class Arena:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
+    @property
+    def region(self) -> KVRegion:
+        return self._region(0)
+
     def _region(self, rank: int) -> KVRegion:
         return KVRegion(
             address=self._parts[rank].ctypes.data,
@@ -64,10 +88,16 @@ class Arena:
             device_id=None,
         )
 
+    def _make_rank(self, worker_id: str, rank: int) -> ReshardingTransport:
+        # With one layout on both sides, the memory that is read is the region's.
+        storage = KVStorage(RANKED_LAYOUT, 1, "cpu")
+        transport = create_transport("nixl", f"{worker_id}.{rank}", self._region(rank))
+        return ReshardingTransport(transport, storage, rank=rank)
+
     def _make_remote(self, worker_id: str) -> RemoteTransport:
         ours, theirs = multiprocessing.Pipe()
-        make = partial(create_transport, "nixl", f"{worker_id}.1")
-        thread = threading.Thread(target=serve_transport, args=(theirs, self._region(1), make))
+        make = partial(self._make_rank, worker_id, 1)
+        thread = threading.Thread(target=serve_transport, args=(theirs, make))
         thread.start()
         self._threads.append(thread)
         return RemoteTransport(ours)
@@ -191,17 +221,52 @@ def test_an_unknown_peer_is_refused_and_the_known_ones_named(pair: Pair) -> None
         pair.pull([0], [0], "nobody")
 
 
-def test_another_block_size_is_refused_naming_both(pair: Pair) -> None:
-    other = pair.make_arena("other", seed=2, block_bytes=2 * BLOCK_BYTES)
-    with pytest.raises(TransferError, match=r"'other'.* 8192 bytes, this worker of 4096"):
+@pytest.mark.parametrize("name", TRANSPORTS.names())
+def test_blocks_of_another_size_are_not_copied_whole(name: str) -> None:
+    with open_pair(name) as pair:
+        other = pair.make_arena("other", seed=2, block_bytes=2 * BLOCK_BYTES)
         pair.reader.transport.add_peer("other", other.transport.describe())
+        with pytest.raises(TransferError, match=r"'other'.* 8192 bytes, this worker of 4096"):
+            pair.pull([0], [0], "other")
+
+
+@pytest.mark.parametrize("name", TRANSPORTS.names())
+def test_a_part_of_each_block_goes_to_its_place_in_the_arena_or_beside_it(name: str) -> None:
+    slots = np.zeros((NUM_BLOCKS, 100), dtype=np.uint8)
+    beside = KVRegion(
+        address=slots.ctypes.data, num_blocks=NUM_BLOCKS, block_bytes=100, device_id=None
+    )
+    with open_pair(name) as pair:
+        other = pair.make_arena("other", seed=2, block_bytes=2 * BLOCK_BYTES)
+        transport = create_transport(name, "parts", region := pair.reader.region)
+        try:
+            transport.register(beside)
+            transport.add_peer("other", other.transport.describe())
+            remote, local = [7, 0, 23], [1, 22, 0]
+            for where, offset in ((region, 8), (beside, 4)):
+                part = BlockPart(remote_offset=5000, num_bytes=96, local=where, local_offset=offset)
+                transfer_id = transport.pull_part("other", part, remote, local)
+                while (state := transport.poll(transfer_id)) is TransferState.PENDING:
+                    other.transport.progress()
+                assert state is TransferState.DONE
+            part = BlockPart(remote_offset=8100, num_bytes=96, local=beside, local_offset=0)
+            with pytest.raises(TransferError, match="96 bytes at 8100 of remote blocks"):
+                transport.pull_part("other", part, remote, local)
+        finally:
+            transport.close()
+        read = other.blocks[remote, 0, 5000:5096]
+        np.testing.assert_array_equal(pair.reader.blocks[local, 0, 8:104], read)
+        np.testing.assert_array_equal(slots[local, 4:], read)
+        assert not slots[:, :4].any()
+        assert not pair.reader.blocks[:, 0, :8].any()
+        assert not pair.reader.blocks[:, 0, 104:].any()
 
 
 def test_another_transport_is_refused_naming_both(pair: Pair) -> None:
     other_name = next(name for name in TRANSPORTS.names() if name != pair.name)
     message = f"{other_name!r}, this worker {pair.name!r}"
     if pair.name == RANKED:
-        message = "'other' is no worker of ranks; this one has 2"
+        message = "'other' sent no worker's description"
     with open_pair(other_name) as other:
         description = other.owner.transport.describe()
         with pytest.raises(TransferError, match=message):
@@ -282,13 +347,6 @@ def test_an_unknown_transport_is_answered_with_the_known_ones() -> None:
     region = KVRegion(address=0, num_blocks=1, block_bytes=1, device_id=None)
     with pytest.raises(KeyError, match="unknown transport 'carrier_pigeon'; known: loopback, nixl"):
         create_transport("carrier_pigeon", "worker", region)
-
-
-def test_workers_of_unlike_numbers_of_ranks_refuse_each_other() -> None:
-    with open_pair(RANKED) as ranked, open_pair("nixl") as plain:
-        lone = RankedTransport(plain.owner.transport, [])
-        with pytest.raises(TransferError, match="'lone' has 1 ranks, this worker 2"):
-            ranked.reader.transport.add_peer("lone", lone.describe())
 
 
 def test_an_epoch_is_good_until_its_lease_ends(pair: Pair) -> None:

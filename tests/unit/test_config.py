@@ -112,9 +112,8 @@ def test_a_prefill_application_has_no_other(tmp_path: Path) -> None:
         ("pools.prefill.engine.block_size", 24, ["block_size = 24", "multiple of 16"]),
         ("pools.prefill.engine.block_size", "16", ["block_size = '16'", "valid integer"]),
         ("pools.prefill.engine.block_size", True, ["block_size = True", "valid integer"]),
-        ("pools.prefill.engine.block_size", 32, ["block_size", "equal in all pools", "later"]),
         ("pools.prefill.engine.tensor_parallel", 0, ["tensor_parallel = 0", "greater than"]),
-        ("pools.prefill.engine.tensor_parallel", 2, ["tensor_parallel", "equal in all pools"]),
+        ("pools.prefill.engine.dtype", "int8", ["dtype = 'int8'", "'float32'"]),
         ("pools.prefill.engine.kv_cache_bytes", "1 Gib", ["'1 Gib'", "512MiB"]),
         ("pools.prefill.engine.kv_cache_bytes", 0, ["kv_cache_bytes = 0", "greater than 0"]),
         ("pools.prefill.engine.kv_cache_bytes", None, ["exactly one", "kv_memory_fraction"]),
@@ -295,6 +294,17 @@ def test_a_dtype_that_is_named_is_taken_whatever_the_model_is_stored_in(
 ) -> None:
     config = parse_config(good() | {"dtype": "bfloat16"})
     assert config.engine_config("prefill", "a", tiny_model_path).dtype == "bfloat16"
+
+
+def test_pools_may_differ_in_ranks_block_size_and_dtype(tiny_model_path: Path) -> None:
+    data = good() | {"dtype": "float32"}
+    for key, value in {"tensor_parallel": 2, "block_size": 32, "dtype": "bfloat16"}.items():
+        data = put(data, f"pools.decode.engine.{key}", value)
+    config = parse_config(data)
+    prefill = config.engine_config("prefill", "a", tiny_model_path)
+    decode = config.engine_config("decode", "a", tiny_model_path)
+    assert (prefill.tensor_parallel, prefill.block_size, prefill.dtype) == (1, 16, "float32")
+    assert (decode.tensor_parallel, decode.block_size, decode.dtype) == (2, 32, "bfloat16")
 
 
 def test_a_node_groups_own_settings_go_over_the_pools(tiny_model_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_copies_within_the_arena() -> None:
     arena = arena_of(torch.bfloat16)
     expected = arena.clone()
     expected[[1, 5]] = arena[[9, 2]]
-    COPIER.copy(arena, torch.tensor([9, 2]), torch.tensor([1, 5]))
+    COPIER.move(arena, torch.tensor([9, 2]), arena, torch.tensor([1, 5]))
     assert torch.equal(arena, expected)
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import replace
 from multiprocessing.connection import Connection
 
-import msgspec
-import numpy as np
 import pytest
 
 from pdray.core.errors import TransferError
-from pdray.transfer.base import KVRegion, TransferId, TransferState
-from pdray.transfer.description import describe_region
-from pdray.transfer.epochs import Epochs
+from pdray.kvcache.layout import KVGroup, KVLayout
+from pdray.kvcache.storage import KVStorage
+from pdray.transfer.base import TransferId, TransferState
 from pdray.transfer.loopback import LoopbackTransport
-from pdray.transfer.ranked import RankedTransport, RanksDescription
+from pdray.transfer.ranked import RankedTransport
 from pdray.transfer.remote import RemoteTransport
 from pdray.transfer.remote_messages import (
     AddPeer,
@@ -28,31 +25,43 @@ from pdray.transfer.remote_messages import (
     Pull,
     RemovePeer,
 )
+from pdray.transfer.resharding import ReshardingTransport, region_of
+from pdray.transfer.worker_description import WorkerDescription
 
 NUM_BLOCKS = 4
+LAYOUT = KVLayout(
+    model_digest="model",
+    groups=(
+        KVGroup(
+            group_id=0,
+            layer_ids=(0,),
+            sliding_window=None,
+            num_kv_heads=1,
+            k_head_dim=1,
+            v_head_dim=1,
+        ),
+    ),
+    block_size=16,
+    dtype="bfloat16",
+    tensor_parallel=2,
+)
 
 
 class Ranks:
     """``rank_1`` is the end of the pipe where rank 1's process would be."""
 
     def __init__(self) -> None:
-        self.memory = np.zeros((NUM_BLOCKS, 64), dtype=np.uint8)
-        region = KVRegion(
-            address=self.memory.ctypes.data, num_blocks=NUM_BLOCKS, block_bytes=64, device_id=None
-        )
-        self.owner = LoopbackTransport("owner", region)
-        own = LoopbackTransport("reader", region)
+        self.storage = KVStorage(LAYOUT, NUM_BLOCKS - 1, "cpu")
+        self.region = region_of(self.storage)
+        self.owner = LoopbackTransport("owner", self.region)
+        own = LoopbackTransport("reader", self.region)
         ours, self.rank_1 = multiprocessing.Pipe()
-        self.rank_1.send(Opened("loopback", region, b"rank 1"))
-        self.transport = RankedTransport(own, [RemoteTransport(ours)])
-        self.owners = msgspec.msgpack.encode(
-            RanksDescription(
-                (
-                    self.owner.describe(),
-                    describe_region("loopback", replace(region, address=0), Epochs(1), b"secret"),
-                )
-            )
-        )
+        self.rank_1.send(Opened("loopback", LAYOUT.block_bytes, b"rank 1"))
+        first = ReshardingTransport(own, self.storage, rank=0)
+        self.transport = RankedTransport(LAYOUT, NUM_BLOCKS, first, [RemoteTransport(ours)])
+        self.owners = WorkerDescription(
+            layout=LAYOUT, num_blocks=NUM_BLOCKS, ranks=(self.owner.describe(), b"rank 1")
+        ).encode()
 
     def add_owner(self) -> None:
         self.rank_1.send(PeerAdded(None))
@@ -63,7 +72,7 @@ class Ranks:
         transfer_id = self.transport.pull("owner", [1, 2], [2, 3])
         asked = self.rank_1.recv()
         assert isinstance(asked, Pull)
-        assert (asked.remote_block_ids, asked.local_block_ids) == ((1, 2), (2, 3))
+        assert (asked.remote_ids, asked.local_ids) == ((1, 2), (2, 3))
         return transfer_id, asked
 
 
@@ -95,7 +104,7 @@ def test_a_read_that_one_rank_cannot_start_ends_failed_once_the_others_ended(
     assert ranks.transport.poll(transfer_id) is TransferState.PENDING
     ranks.rank_1.send(Ended(asked.transfer_id, TransferState.DONE))
     assert ranks.transport.poll(transfer_id) is TransferState.FAILED
-    ranks.owner = LoopbackTransport("owner", ranks.owner._region)
+    ranks.owner = LoopbackTransport("owner", ranks.region)
 
 
 def test_ends_that_come_while_a_peer_is_added_are_not_lost(ranks: Ranks) -> None:
@@ -155,3 +164,9 @@ def test_a_rank_without_a_transport_says_why() -> None:
 def close(*connections: Connection) -> None:
     for connection in connections:
         connection.close()
+
+
+def test_a_worker_with_other_ranks_than_its_layout_says_is_none(ranks: Ranks) -> None:
+    lone = WorkerDescription(layout=LAYOUT, num_blocks=NUM_BLOCKS, ranks=(b"rank 0",)).encode()
+    with pytest.raises(TransferError, match="'lone' describes 1 ranks of 4 blocks"):
+        ranks.transport.add_peer("lone", lone)

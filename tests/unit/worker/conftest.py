@@ -17,6 +17,7 @@ from pdray.engine.model import LoadedModel, load_model
 from pdray.transfer.base import KVRegion
 from pdray.transfer.epochs import Epochs
 from pdray.transfer.loopback import LoopbackTransport
+from pdray.transfer.worker_description import WorkerDescription
 from pdray.worker import worker as worker_module
 from pdray.worker.config import WorkerConfig
 from pdray.worker.lending import QUARANTINE_SHARE
@@ -97,8 +98,12 @@ async def scene(
     transport = LoopbackTransport("other", region)
     other = Peer(
         "other",
-        layout_digest=worker.engine.layout.layout_digest,
-        description=transport.describe(),
+        layout_digest=worker.engine.layout.content_digest,
+        description=WorkerDescription(
+            layout=worker.engine.layout,
+            num_blocks=storage.num_blocks,
+            ranks=(transport.describe(),),
+        ).encode(),
     )
     frontend = Peer("frontend")
     info = await worker.start()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,15 +73,26 @@ async def test_pairs_may_meet_again_and_both_ways_at_once(pair: tuple[Worker, Wo
         assert answers == [{}, {}]
 
 
-async def test_unlike_layouts_are_named_before_any_request(
+async def test_layouts_that_can_be_converted_meet(
     loaded: LoadedModel, tiny_model_path: Path, pair: tuple[Worker, Worker]
 ) -> None:
-    odd = make_worker(loaded, tiny_model_path, "odd", block_size=32)
+    large = make_worker(loaded, tiny_model_path, "large", block_size=32)
+    await large.start()
+    assert await large.meet([worker.info().address for worker in pair]) == {}
+    assert await pair[0].meet([large.info().address]) == {}
+    await large.stop()
+
+
+async def test_layouts_that_cannot_be_converted_are_named_before_any_request(
+    loaded: LoadedModel, tiny_model_path: Path, pair: tuple[Worker, Worker]
+) -> None:
+    odd = make_worker(replace(loaded, digest="odd model"), tiny_model_path, "odd", block_size=32)
     await odd.start()
     failures = await odd.meet([worker.info().address for worker in pair])
     assert failures.keys() == {"a", "b"}
     assert "block of 16 tokens" in failures[WorkerId("a")]
     assert "block of 32 tokens" in failures[WorkerId("a")]
+    assert "odd model" in failures[WorkerId("a")]
     await odd.stop()
 
 
@@ -100,7 +112,7 @@ async def test_a_silent_peer_and_a_lost_one_end_a_meeting(
     pair: tuple[Worker, Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, _ = pair
-    digest = one.engine.layout.layout_digest
+    digest = one.engine.layout.content_digest
     silent = Peer("silent", layout_digest=digest, description=one._transfer.describe())
     address = await silent.listen()
     monkeypatch.setattr(meeting, "TIMEOUT_S", 0.2)

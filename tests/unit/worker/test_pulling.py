@@ -236,7 +236,7 @@ async def test_a_pull_whose_frontend_is_lost_ends(scene: Scene) -> None:
 async def test_memory_that_cannot_be_read_fails_the_request(scene: Scene) -> None:
     stranger = Peer(
         "stranger",
-        layout_digest=scene.worker.engine.layout.layout_digest,
+        layout_digest=scene.worker.engine.layout.content_digest,
         description=b"no description",
     )
     async with closing(stranger):
