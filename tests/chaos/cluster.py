@@ -99,6 +99,7 @@ class ProcessCluster:
         while True:
             for worker_id, worker in list(self.workers.items()):
                 for snapshot in worker.take_snapshots():
+                    assert snapshot.num_unaccounted_blocks == 0, snapshot
                     # UNACC
                     self.latest[worker_id] = snapshot
                     if worker_id not in self.unheard:
