@@ -10,6 +10,7 @@ import bisect
 import itertools
 import logging
 import math
+import random
 
 from pdray.core.clock import Clock
 from pdray.core.errors import LinkError
@@ -79,6 +80,7 @@ class Prefilling:
         self._prompts: dict[tuple[str, int], Prompt] = {}
         self._by_lease: dict[str, Prompt] = {}
         self._numbers = itertools.count()
+        self._random = random.Random(worker_id)
 
     @property
     def num_waiting(self) -> int:
@@ -276,7 +278,9 @@ class Prefilling:
             prompt.phase = Phase.WAITING
             prompt.num_refusals += 1
             bisect.insort(self._waiting, prompt, key=lambda each: each.number)
-        asyncio.get_running_loop().call_later(RETRY_S, self._retry, prompt)
+        # Unlike rests: two workers whose prompts need each other's blocks could refuse in step.
+        rest_s = RETRY_S * self._random.uniform(0.5, 1.5)
+        asyncio.get_running_loop().call_later(rest_s, self._retry, prompt)
 
     def _retry(self, prompt: Prompt) -> None:
         prompt.is_resting = False
