@@ -1,4 +1,5 @@
-"""What a prefill worker and a decode worker agree on before a prompt runs."""
+"""What two workers agree on before KV moves from one to the other: of a prompt that is about to
+run, or of a decode that runs."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from pdray.core.request import Request, WorkerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handoff:
-    """A prefill worker's offer: reserve blocks for this request, and pull them from me.
+    """A worker's offer: reserve blocks for this request, and pull them from me.
 
     ``lease_s`` is a duration on each side's own clock. ``frontend_id`` names whom the decode
-    worker sends its tokens to.
+    worker sends its tokens to. ``made_token_ids`` are a migration's: what this attempt has made
+    so far, but for the newest token, whose KV is not computed. None where a prompt is offered.
     """
 
     lease_id: str
@@ -21,6 +23,11 @@ class Handoff:
     frontend_id: str
     owner_id: WorkerId
     lease_s: float
+    made_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def is_migration(self) -> bool:
+        return self.made_token_ids is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +58,11 @@ class LeaseEpoch:
 class Watermark:
     """How far a lease's blocks may be read: cumulative, so a lost or doubled one does no harm.
 
-    ``runs`` are all blocks published so far. ``first_token_id`` is set once the whole prompt
-    is computed: with it, decode can go on. What was read counts only where ``epoch``, looked at
-    after it, was still the lease's; None where its owner has too many leases for that.
+    ``runs`` are all blocks published so far; of a decode, those that its next token needs.
+    ``first_token_id`` is set once there is no more to come: with it, decode can go on. It follows
+    what was offered; ``later_token_ids`` were made while a decode's blocks moved. What was read
+    counts only where ``epoch``, looked at after it, was still the lease's; None where its owner
+    has too many leases for that.
     """
 
     lease_id: str
@@ -61,3 +70,4 @@ class Watermark:
     runs: tuple[BlockRun, ...]
     first_token_id: int | None
     epoch: LeaseEpoch | None = None
+    later_token_ids: tuple[int, ...] = ()

@@ -254,6 +254,12 @@ class Engine:
             if not seq.is_lent:
                 self._when_not_in_step(seq, self._scheduler.release)
 
+    def find_decode(self, request_id: str, attempt: int) -> Sequence | None:
+        """One that runs, and whose newest token was made in this attempt."""
+        with self._changed:
+            seq = self._scheduler.find(request_id, attempt)
+            return seq if seq is not None and seq.is_under_way else None
+
     def release(self, seq: Sequence) -> None:
         """Gives all its blocks back; a sequence in a queue ends, one that was never added may
         allocate or reserve again. A second call does nothing."""
@@ -291,8 +297,10 @@ class Engine:
     # The engine's own thread
 
     def wait_for_work(self, timeout_s: float | None) -> bool:
-        """Blocks until a step has something to do or ``wake`` was called; False on a timeout."""
+        """Blocks until a step has something to do or ``wake`` was called; False on a timeout. Who
+        waited for the last step to pause a sequence hears of it here: its tokens are told."""
         with self._changed:
+            self.pausing.end_step()
             is_due = self._changed.wait_for(
                 lambda: self._is_woken or self._ahead is not None or self._scheduler.has_work,
                 timeout_s,
@@ -335,6 +343,7 @@ class Engine:
 
     def _schedule(self, ahead: LaunchedStep | None) -> StepPlan:
         with self._changed:
+            self.pausing.end_step()
             plan = self._scheduler.schedule() if ahead is None else ahead.plan
             self._in_step = frozenset(chunk.sequence for chunk in plan.chunks)
             self.pausing.begin_step(self._in_step)
@@ -360,7 +369,6 @@ class Engine:
                 if chunk.sequence.state is SequenceState.RUNNING
             )
         self._grammars.advance(seq for seq in tokens if seq.state is SequenceState.RUNNING)
-        self.pausing.end_step()
         return outputs
 
     def _advance(self, chunk: ScheduledChunk, token: SampledToken | None) -> SequenceOutput:

@@ -49,14 +49,14 @@ class Pausing:
             self._computing = sequences
 
     def end_step(self) -> None:
-        """For the engine: the sequences have their tokens."""
+        """For the engine: the sequences have their tokens, and its caller has been told."""
         with self._lock:
             self._computing = ()
             for seq in list(self._asked):
                 self._settle(seq)
 
     def _settle(self, seq: Sequence) -> None:
-        can_pause = seq.state is SequenceState.RUNNING and seq.is_decoding and not seq.is_lent
+        can_pause = seq.is_under_way
         if can_pause:
             self._scheduler.pause(seq)
         self._asked.pop(seq).set_result(can_pause)

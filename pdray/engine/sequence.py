@@ -141,6 +141,13 @@ class Sequence:
         """One token a step from here on: all but the newest token have their KV."""
         return self.num_computed_tokens > 0 and self.num_uncomputed_tokens <= 1
 
+    @property
+    def is_under_way(self) -> bool:
+        """It decodes in the batch, and has made a token in this attempt."""
+        has_token = len(self.output_token_ids) > len(self.request.output_token_ids)
+        is_running = self.state is SequenceState.RUNNING and not self.is_lent
+        return is_running and has_token and self.is_decoding
+
     def token_ids(self, start: int, end: int) -> tuple[int, ...]:
         """Known tokens at positions [start, end)."""
         prompt = self.request.prompt_token_ids

@@ -26,10 +26,11 @@ from pdray.core.placement import (
     ServingLimits,
     WorkerAddress,
 )
-from pdray.core.request import Request, RequestState, TokenChunk
+from pdray.core.request import Request, RequestState, TokenChunk, WorkerId
 from pdray.frontend.controller_client import ControllerClient
 from pdray.frontend.failures import failure_of, lost, lost_worker, outcome_of, refusal_error
 from pdray.frontend.live_request import LiveRequest
+from pdray.frontend.migrations import Migrations
 from pdray.frontend.parked_leases import ParkedLeases, lease_of
 from pdray.frontend.prefix_names import PrefixNames
 from pdray.frontend.timing import RequestTiming
@@ -42,6 +43,7 @@ from pdray.link.messages import (
     HandedOff,
     Hello,
     Message,
+    Moved,
     Parked,
     ParkedAnswer,
     Submission,
@@ -75,6 +77,7 @@ class Frontend:
         self._clock = clock or WallClock()
         self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
         self._parked = ParkedLeases(self._peers)
+        self._migrations = Migrations(self._peers, self._find, self.metrics, self._clock)
         self._live: dict[str, LiveRequest] = {}
         self._outgoing: dict[Connection, list[Submission]] = {}
 
@@ -150,6 +153,25 @@ class Frontend:
     def drop(self, owner: WorkerAddress, key: LeaseKey) -> None:
         """The same without waiting; where it fails, the lease runs out by itself."""
         self._parked.drop(owner, key)
+
+    async def migrate(self, request_id: str, target: WorkerAddress) -> None:
+        """Has another worker go on with a running request; its client sees nothing of it but the
+        pause. Returns when that is so. Raises MigrationError where it goes on where it was, or has
+        ended."""
+        await self._migrations.migrate(request_id, target)
+
+    def decoding_at(self, worker_id: WorkerId) -> list[str]:
+        """The requests whose tokens this worker makes: what a drain would have to move."""
+        return [
+            request_id
+            for request_id, live in self._live.items()
+            if live.decoder_id == worker_id and not live.is_released
+        ]
+
+    def _find(self, request_id: str) -> LiveRequest | None:
+        """One that still wants tokens."""
+        live = self._live.get(request_id)
+        return None if live is None or live.is_released else live
 
     async def _deltas(
         self, request: Request, start: Callable[[LiveRequest], Awaitable[None]]
@@ -267,6 +289,7 @@ class Frontend:
         if live.is_released:
             return
         live.is_released = True
+        self._migrations.forget(live)
         if not live.stream.is_finished and live.parked is None:
             live.cancel()
         self._controller.finished([live.request.request_id], live.kept)
@@ -299,8 +322,11 @@ class Frontend:
                 self._parked.on_answer(connection, message)
             case GoesOn():
                 if live := self._current(message.request_id, message.attempt):
-                    live.goes_on(message.worker_id)
+                    live.goes_on(message.worker_id, connection.peer_id)
                     self._push_first(live)
+            case Moved():
+                if live := self._current(message.request_id, message.attempt):
+                    self._fail(live, live.moved(message, connection.peer_id))
             case HandedOff():
                 if live := self._current(message.request_id, message.attempt):
                     self._fail(live, live.handed_off())
@@ -309,9 +335,8 @@ class Frontend:
 
     def _current(self, request_id: str, attempt: int) -> LiveRequest | None:
         """None for a message of one that has ended, or of another attempt."""
-        live = self._live.get(request_id)
-        is_current = live is not None and live.stream.attempt == attempt and not live.is_released
-        return live if is_current else None
+        live = self._find(request_id)
+        return live if live is not None and live.stream.attempt == attempt else None
 
     def _on_failed(self, live: LiveRequest, peer_id: str, error: PdrayError) -> None:
         """What a prefill worker says of a request that another decodes by now comes too late."""
@@ -324,10 +349,11 @@ class Frontend:
         live = self._current(chunk.request_id, chunk.attempt)
         if live is None or not live.takes_tokens_of(connection.peer_id):
             return
+        self._migrations.on_chunk(chunk.request_id, connection.peer_id)
         self._push_first(live)
         self._push(live, chunk)
         if chunk.decode_worker_id is not None:
-            live.goes_on(chunk.decode_worker_id)
+            live.goes_on(chunk.decode_worker_id, connection.peer_id)
 
     def _push_first(self, live: LiveRequest) -> None:
         """The token that came with a parked prompt, once it is settled that others follow."""

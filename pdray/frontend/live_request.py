@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from pdray.core.errors import PdrayError, WorkerLostError
+from pdray.core.errors import MigrationError, PdrayError, WorkerLostError
 from pdray.core.placement import KeptPrefix
 from pdray.core.request import FinishReason, Request, RequestState, TokenChunk, WorkerId
+from pdray.frontend.moving import Moving
 from pdray.frontend.prefix_names import PrefixNames
 from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenDelta, TokenStream
 from pdray.link.connection import Connection
-from pdray.link.messages import Cancel, DecodeLost, Parked, PrefillLost
+from pdray.link.messages import Cancel, DecodeLost, Moved, Parked, PrefillLost
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +40,8 @@ class LiveRequest:
     parked: Parked | None = None
     """Its prompt is computed, and its worker keeps that for whoever has the key."""
     is_released: bool = False
+    moving: Moving | None = None
+    """It may go on with another decode worker, if that is not settled yet."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -85,6 +88,8 @@ class LiveRequest:
     def takes_tokens_of(self, peer_id: str) -> bool:
         """Who decodes it is settled by the first token that comes from one who may: another who
         was given the same blocks and does not know yet that it is out must not mix in."""
+        if self.moving is not None and self.moving.takes_tokens_of(peer_id):
+            return True
         if peer_id == self.prefill_id:
             return True
         if peer_id not in self.decode_ids or self.decode_id not in (None, peer_id):
@@ -92,12 +97,12 @@ class LiveRequest:
         self.decode_id, self.has_decoded = peer_id, True
         return True
 
-    def goes_on(self, worker_id: WorkerId) -> None:
+    def goes_on(self, worker_id: WorkerId, prefill_id: str) -> None:
         """The prefill worker says who decodes it."""
         if self.has_decoded:
             if worker_id != self.decode_id:
                 # Its first reader's acknowledgement was lost, and it has begun all the same.
-                self._cancel_at(worker_id, self.prefill_id)
+                self._cancel_at(worker_id, prefill_id)
         elif worker_id in self.decode_ids:
             if self.decode_id not in (None, worker_id):
                 self._cancel_at(self.decode_id)
@@ -108,6 +113,8 @@ class LiveRequest:
 
     def lose(self, peer_id: str, error: PdrayError) -> PdrayError | None:
         """Its link is lost, or it cannot go on with this request."""
+        if self.moving is not None and peer_id in (self.moving.source_id, self.moving.target_id):
+            return self._lose_while_moving(self.moving, peer_id, error)
         if peer_id == self.prefill_id:
             return self._lose_prefill(error)
         if peer_id not in self.decode_ids:
@@ -127,6 +134,78 @@ class LiveRequest:
         lost = DecodeLost(request_id=request_id, attempt=attempt, worker_id=WorkerId(peer_id))
         self.links[self.prefill_id].send(lost)
         return None
+
+    @property
+    def decoder_id(self) -> str | None:
+        """Who makes its tokens; None before the first one of a decode worker."""
+        if self.has_decoded:
+            return self.decode_id
+        keeps = self.decode_id is None and self.prefill_id in self.decode_ids
+        return self.prefill_id if keeps and self.stream.token_ids else None
+
+    def begin_move(self, target_id: str, link: Connection) -> Moving:
+        """Its decoder is about to be asked to have ``target_id`` go on. Raises MigrationError."""
+        source_id = self.decoder_id
+        if source_id is None or not self.stream.token_ids:
+            raise MigrationError("it does not decode yet")
+        if self.moving is not None:
+            raise MigrationError(f"it is on its way to {self.moving.target_id}")
+        if source_id == target_id:
+            raise MigrationError(f"it runs on {target_id} already")
+        if source_id != self.prefill_id:
+            self.prefill_id = None  # it has said all that it had to say
+        self.links[target_id] = link
+        self.decode_ids.add(target_id)
+        self.moving = Moving(source_id, target_id)
+        return self.moving
+
+    def moved(self, message: Moved, source_id: str) -> PdrayError | None:
+        """The source's last word on it. Where both may decode it, who was first goes on."""
+        moving = self.moving
+        if moving is None or (moving.source_id, moving.target_id) != (source_id, message.target_id):
+            return None
+        if message.failure is None or moving.has_begun:
+            if message.failure is not None:
+                self._cancel_at(source_id)
+            self._go_on_at_target(moving)
+            moving.settle(None)
+            is_lost = moving.target_id not in self.decode_ids
+            return (
+                (self.loss or WorkerLostError(f"{moving.target_id} was lost")) if is_lost else None
+            )
+        self.moving = None
+        self.decode_ids.discard(moving.target_id)
+        if message.may_run_there:
+            self._cancel_at(moving.target_id)
+        moving.settle(message.failure)
+        return None
+
+    def _go_on_at_target(self, moving: Moving) -> None:
+        self.moving = None
+        self.decode_id, self.has_decoded = moving.target_id, True
+        if self.prefill_id == moving.source_id:
+            self.prefill_id = None
+
+    def _lose_while_moving(
+        self, moving: Moving, peer_id: str, error: PdrayError
+    ) -> PdrayError | None:
+        self.decode_ids.discard(peer_id)
+        if peer_id == moving.source_id:
+            self._go_on_at_target(moving)
+            moving.settle(str(error))
+            if moving.target_id not in self.decode_ids:
+                return error
+            # Failed comes back where it lacks something; else it goes on.
+            request_id, attempt = self.key
+            lost = PrefillLost(request_id=request_id, attempt=attempt)
+            self.links[moving.target_id].send(lost)
+            return None
+        self.loss = error
+        if not moving.has_begun:
+            return None  # the source says whether that matters
+        self._go_on_at_target(moving)
+        moving.settle(str(error))
+        return error
 
     def handed_off(self) -> PdrayError | None:
         """The prefill worker can name nobody else: whoever had the blocks is lost. Not so where

@@ -10,7 +10,7 @@ from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -128,6 +128,33 @@ class PrefillLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     attempt: int
 
 
+class Migrate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Frontend to decode worker: have this other one go on with the attempt. Moved comes back,
+    unless the attempt ends before. The frontend has a link to the target."""
+
+    request_id: str
+    attempt: int
+    target: WorkerAddress
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Decode worker to frontend, after the last token that it made before: the target goes on with
+    the attempt, or, for the ``failure``, this worker does. With ``may_run_there`` the target may
+    have begun all the same: one of the two is to be cancelled."""
+
+    request_id: str
+    attempt: int
+    target_id: WorkerId
+    failure: str | None
+    may_run_there: bool = False
+
+
+class CaughtUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Reader to owner, of a decode: all that was published is here."""
+
+    lease_id: str
+
+
 class HandedOff(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Prefill worker to frontend: whoever was to decode the attempt has its blocks; here they are
     offered to nobody any more."""
@@ -147,7 +174,7 @@ class Met(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Prefill to decode worker: reserve blocks for this."""
+    """Owner to decode worker: reserve blocks for this."""
 
     handoff: Handoff
 
@@ -238,6 +265,9 @@ Message = (
     | DecodeLost
     | PrefillLost
     | HandedOff
+    | Migrate
+    | Moved
+    | CaughtUp
     | Meet
     | Met
     | Offer

@@ -73,6 +73,11 @@ class FrontendMetrics:
         self._e2e = histogram(
             "pdray_e2e_request_latency_seconds", "Arrival to last token.", REQUEST_BUCKETS_S
         )
+        self._migration_pause_s = histogram(
+            "pdray_migration_pause_seconds",
+            "Last token of the worker that a running request leaves to the first of the next.",
+            TOKEN_BUCKETS_S,
+        )
 
     def request_started(self, num_prompt_tokens: int) -> None:
         """A request came; exactly one ``request_ended`` must follow."""
@@ -93,6 +98,10 @@ class FrontendMetrics:
         self._output_tokens.inc(n)
         for _ in range(n - 1):
             self._itl.observe(0.0)
+
+    def migration_paused(self, seconds: float) -> None:
+        """A running request has moved, and was silent for so long."""
+        self._migration_pause_s.observe(seconds)
 
     def request_ended(
         self, outcome: Outcome, *, e2e_s: float | None = None, tpot_s: float | None = None
@@ -239,6 +248,15 @@ class WorkerMetrics:
             registry=registry,
             buckets=TRANSFER_BUCKETS_S,
         )
+        migrations = Counter(
+            "pdray_migrations",
+            "Running requests that were to leave this worker, by whether they did.",
+            [*names, "outcome"],
+            registry=registry,
+        )
+        self._migrations = {
+            outcome: migrations.labels(*values, outcome) for outcome in ("moved", "failed")
+        }
         self._handoff_s = Histogram(
             "pdray_handoff_seconds",
             "Prefill done to the first decode step that can run.",
@@ -326,6 +344,10 @@ class WorkerMetrics:
         """Of a prompt whose KV has come, so many blocks did not have to."""
         self._found_blocks.inc(num_blocks)
         self._found_bytes.inc(num_blocks * block_bytes)
+
+    def migration_ended(self, *, has_moved: bool) -> None:
+        """A running request was to leave: it has, or it goes on here."""
+        self._migrations["moved" if has_moved else "failed"].inc()
 
     def handoff_finished(self, seconds: float) -> None:
         """A pulled sequence can decode, ``seconds`` after its prefill was done."""

@@ -47,6 +47,8 @@ class ArrivingBlocks:
     def _whole_blocks(
         self, run: BlockRun, table: BlockTable, first: int
     ) -> tuple[list[int], list[int], int]:
+        # A decode's window moves on meanwhile: what has left it is not published any more.
+        first = max(first, run.first_block)
         end = max(first, run.end_block)
         theirs = list(run.block_ids[first - run.first_block :])
         ours = table.block_ids[first - table.first_block : end - table.first_block]

@@ -107,6 +107,29 @@ class Lending:
         )
         loan.reader.send(Publish(watermark=watermark))
 
+    def publish_decode(
+        self, lease_id: str, sequence: Sequence, token_ids: tuple[int, ...] = ()
+    ) -> bool:
+        """Lets the reader read a decode's full blocks; of a paused one all, with the
+        ``token_ids`` that it does not know. False where the decode has no blocks any more, or
+        nothing can be published."""
+        if not self._table.may_publish(lease_id):
+            return False
+        loan = self._loans[lease_id]
+        ready_tokens, runs = self._engine.published.lend_decode(sequence, loan.hold)
+        if ready_tokens == 0:
+            return False
+        watermark = Watermark(
+            lease_id=lease_id,
+            ready_tokens=ready_tokens,
+            runs=runs,
+            first_token_id=token_ids[0] if token_ids else None,
+            epoch=loan.epoch,
+            later_token_ids=token_ids[1:],
+        )
+        loan.reader.send(Publish(watermark=watermark))
+        return True
+
     def withdraw(self, lease_id: str) -> None:
         """There is no more to read. The blocks are let go when the reader says so, or has surely
         stopped reading."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pdray.core.handoff import Handoff
 from pdray.core.placement import WorkerAddress
-from pdray.core.request import WorkerId
+from pdray.core.request import Request, WorkerId
 from pdray.link.connection import Connection
-from pdray.link.messages import Offer, OfferReply, Submission, Withdraw
+from pdray.link.messages import Offer, OfferReply, Withdraw
 from pdray.link.peers import PeerLinks
 from pdray.worker.lending import Lending
 
@@ -39,7 +39,12 @@ class Offering:
         self._lease_numbers = itertools.count()
 
     async def ask(
-        self, submission: Submission, frontend_id: str, candidate: WorkerAddress
+        self,
+        request: Request,
+        attempt: int,
+        frontend_id: str,
+        candidate: WorkerAddress,
+        made_token_ids: tuple[int, ...] | None = None,
     ) -> OfferReply:
         """The candidate's answer; where that is yes, blocks may be published under its lease.
         Raises LinkError where it cannot be reached."""
@@ -48,7 +53,16 @@ class Offering:
         asked = _Asked(reader, asyncio.get_running_loop().create_future())
         self._asked[lease_id] = asked
         self._lending.offer(lease_id, reader)
-        reader.send(Offer(handoff=self._handoff(submission, frontend_id, lease_id)))
+        handoff = Handoff(
+            lease_id=lease_id,
+            request=request,
+            attempt=attempt,
+            frontend_id=frontend_id,
+            owner_id=self._worker_id,
+            lease_s=self._lease_s,
+            made_token_ids=made_token_ids,
+        )
+        reader.send(Offer(handoff=handoff))
         try:
             reply = await asyncio.wait_for(asked.reply, OFFER_TIMEOUT_S)
         except TimeoutError:
@@ -74,16 +88,6 @@ class Offering:
         for lease_id, asked in self._asked.items():
             if asked.reader is reader and not asked.reply.done():
                 asked.reply.set_result(_unanswered(lease_id, "its link was lost"))
-
-    def _handoff(self, submission: Submission, frontend_id: str, lease_id: str) -> Handoff:
-        return Handoff(
-            lease_id=lease_id,
-            request=submission.request,
-            attempt=submission.attempt,
-            frontend_id=frontend_id,
-            owner_id=self._worker_id,
-            lease_s=self._lease_s,
-        )
 
 
 def _unanswered(lease_id: str, why: str) -> OfferReply:

@@ -8,7 +8,7 @@ from pdray.core.errors import HandleRefusedError, OverloadedError, PdrayError
 from pdray.core.request import TokenChunk, WorkerId
 from pdray.engine.outputs import SequenceOutput
 from pdray.link.connection import Connection
-from pdray.link.messages import Failed, GoesOn, HandedOff, Message, Parked, Tokens
+from pdray.link.messages import Failed, GoesOn, HandedOff, Message, Moved, Parked, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,27 @@ class Outbox:
 
     def handed_off(self, frontend_id: str, request_id: str, attempt: int) -> None:
         self._send(frontend_id, HandedOff(request_id=request_id, attempt=attempt))
+
+    def moved(
+        self,
+        frontend_id: str,
+        request_id: str,
+        attempt: int,
+        target_id: WorkerId,
+        failure: str | None,
+        *,
+        may_run_there: bool = False,
+    ) -> None:
+        """Behind all tokens made so far."""
+        self.flush()
+        moved = Moved(
+            request_id=request_id,
+            attempt=attempt,
+            target_id=target_id,
+            failure=failure,
+            may_run_there=may_run_there,
+        )
+        self._send(frontend_id, moved)
 
     def _send(self, frontend_id: str, message: Message) -> None:
         connection = self._frontends.get(frontend_id)

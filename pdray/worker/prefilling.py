@@ -247,7 +247,9 @@ class Prefilling:
 
     async def _ask(self, prompt: Prompt, candidate: WorkerAddress) -> OfferReply:
         try:
-            return await self._offering.ask(prompt.submission, prompt.frontend_id, candidate)
+            return await self._offering.ask(
+                prompt.submission.request, prompt.attempt, prompt.frontend_id, candidate
+            )
         except LinkError as error:
             return OfferReply(lease_id="", refusal=str(error), is_final=True)
 

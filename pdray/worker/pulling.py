@@ -1,4 +1,5 @@
-"""A handoff's way through a decode worker: reserve, pull, acknowledge, join the batch."""
+"""What comes to a decode worker, a prompt or a decode that runs: reserve, pull, acknowledge, join
+the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from pdray.core.handoff import Handoff, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
-from pdray.link.messages import Acknowledge, GiveUp, OfferReply, PrefillLost, Renew, Renewed
+from pdray.link.messages import (
+    Acknowledge,
+    CaughtUp,
+    GiveUp,
+    OfferReply,
+    PrefillLost,
+    Renew,
+    Renewed,
+)
 from pdray.metrics.prometheus import WorkerMetrics
 from pdray.transfer.reading import LeasedRead, ReadState, ReadTable
 from pdray.transfer.transfer_thread import PullReport, TransferThread
@@ -53,6 +62,18 @@ class Pull:
     def key(self) -> AttemptKey:
         return self.handoff.request.request_id, self.handoff.attempt
 
+    def is_news(self, watermark: Watermark) -> bool:
+        known = self.watermark
+        if known is None or watermark.ready_tokens > known.ready_tokens:
+            return True
+        return known.first_token_id is None and watermark.first_token_id is not None
+
+    def has_room_for(self, watermark: Watermark) -> bool:
+        return all(
+            run.end_block <= self.sequence.block_tables[run.group_id].end_block
+            for run in watermark.runs
+        )
+
     @property
     def num_found_blocks(self) -> int:
         """That its prompt needs and that were here already, in the prefix cache."""
@@ -60,7 +81,7 @@ class Pull:
 
 
 class Pulling:
-    """The handoffs of one worker. Lives on the event loop; reads go on in the transfer thread."""
+    """What one worker pulls. Lives on the event loop; reads go on in the transfer thread."""
 
     def __init__(
         self,
@@ -109,13 +130,19 @@ class Pulling:
             return reply(f"batch of {self._max_batch_size} is full")
         request = handoff.request
         sequence = Sequence.from_request(request, handoff.attempt, is_lent=False)
-        num_left = request.sampling.max_tokens - len(request.output_token_ids)
+        sequence.output_token_ids += handoff.made_token_ids or ()
+        num_left = request.sampling.max_tokens - len(sequence.output_token_ids)
         num_margin = min(RESERVED_MARGIN_TOKENS, num_left)
         max_tokens = self._engine.max_sequence_tokens
         if sequence.num_tokens + num_margin > max_tokens:
             refusal = f"{sequence.num_tokens} tokens and {num_margin} to grow; at most {max_tokens}"
             return reply(refusal, is_final=True)
-        if not self._engine.reserve(sequence, num_margin):
+        if handoff.is_migration and request.max_total_tokens > max_tokens:
+            refusal = f"it may grow to {request.max_total_tokens} tokens; at most {max_tokens}"
+            return reply(refusal, is_final=True)
+        if handoff.is_migration and self._readable.plan_of(owner) is not None:
+            return reply("a decode moves only between equal KV layouts", is_final=True)
+        if not self._engine.reserve(sequence, num_margin, may_arrive_longer=handoff.is_migration):
             return reply("not enough free KV blocks")
         if not self._attempts.begin(request.request_id, handoff.attempt, handoff.frontend_id):
             self._engine.release(sequence)
@@ -133,8 +160,10 @@ class Pulling:
         pull, read = self._pulls.get(watermark.lease_id), self._reads.get(watermark.lease_id)
         if pull is None or read is None or not read.is_open:
             return
-        known = pull.watermark
-        if known is not None and watermark.ready_tokens <= known.ready_tokens:
+        if not pull.is_news(watermark):
+            return
+        if pull.handoff.is_migration and not pull.has_room_for(watermark):
+            self._give_up(pull, f"{watermark.ready_tokens} tokens are more than was reserved for")
             return
         pull.watermark = watermark
         now = self._clock.now()
@@ -147,6 +176,8 @@ class Pulling:
             self._tasks.start(self._await_read(pull, remote, local))
         if watermark.first_token_id is not None:
             self._apply(pull, self._reads.last(pull.lease_id, now))
+        elif not remote:
+            self._tell_progress(pull)
 
     async def _await_read(self, pull: Pull, remote: list[int], local: list[int]) -> None:
         failure: str | None = None
@@ -194,26 +225,34 @@ class Pulling:
         if changed is None:
             return
         match changed.state:
+            case ReadState.WAITING:
+                self._tell_progress(pull)
             case ReadState.DRAINING:
                 self._engine.quarantine(pull.sequence)
                 reason = changed.failure or ""
                 pull.owner.send(GiveUp(lease_id=pull.lease_id, reason=reason))
             case ReadState.ARRIVED:
                 assert pull.watermark is not None
-                assert pull.watermark.first_token_id is not None
-                self._join(pull, pull.watermark.first_token_id)
+                self._join(pull, pull.watermark)
             case ReadState.GIVEN_UP:
                 self._end_failed(pull, changed.failure)
 
-    def _join(self, pull: Pull, first_token_id: int) -> None:
+    def _tell_progress(self, pull: Pull) -> None:
+        """Who decodes on meanwhile has to know when little is left to come."""
+        if pull.handoff.is_migration:
+            pull.owner.send(CaughtUp(lease_id=pull.lease_id))
+
+    def _join(self, pull: Pull, watermark: Watermark) -> None:
         del self._pulls[pull.lease_id]
         pull.owner.send(Acknowledge(lease_id=pull.lease_id, failure=None))
         assert pull.complete_at is not None
         self._metrics.blocks_found(
             num_blocks=pull.num_found_blocks, block_bytes=self._engine.layout.block_bytes
         )
-        self._decoding.expect(pull.sequence, pull.complete_at)
-        pull.sequence.arrive(first_token_id)
+        if not pull.handoff.is_migration:
+            self._decoding.expect(pull.sequence, pull.complete_at)
+        assert watermark.first_token_id is not None, "more is to come"
+        pull.sequence.arrive(watermark.first_token_id, *watermark.later_token_ids)
         self._engine.add(pull.sequence)
 
     def _end_failed(self, pull: Pull, failure: str | None) -> None:
@@ -246,10 +285,13 @@ class Pulling:
         return [pull for pull in self._pulls.values() if pull.key == (request_id, attempt)]
 
     def on_owner_lost(self, owner: Connection) -> None:
-        """The prefill worker is gone: nothing more will come of its handoffs."""
+        """The owner is gone: nothing more will come of what it offered."""
         for pull in list(self._pulls.values()):
             if pull.owner is owner:
-                self._fail(pull, f"prefill worker {owner.peer_id} was lost during the handoff")
+                is_migration = pull.handoff.is_migration
+                what = "decode worker" if is_migration else "prefill worker"
+                way = "migration" if is_migration else "handoff"
+                self._fail(pull, f"{what} {owner.peer_id} was lost during the {way}")
 
     def tick(self) -> None:
         """Asks for more time where it is due, and gives up the pulls that have none left."""
@@ -267,7 +309,7 @@ class Pulling:
             self._reads.renewed(lease_id, message.asked_at)
 
     def on_prefill_lost(self, frontend_id: str, message: PrefillLost) -> None:
-        """Its frontend has lost the prefill worker, who will not be able to name another."""
+        """Its frontend has lost the owner of its blocks, who will not be able to name another."""
         reason = "its prefill worker was lost during the handoff"
         if not self._attempts.is_live(message.request_id, message.attempt):
             self._outbox.fail(frontend_id, message.request_id, message.attempt, reason)

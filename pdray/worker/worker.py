@@ -25,6 +25,7 @@ from pdray.link.messages import (
     Acknowledge,
     Borrow,
     Cancel,
+    CaughtUp,
     DecodeLost,
     GiveUp,
     Hello,
@@ -32,6 +33,7 @@ from pdray.link.messages import (
     Meet,
     Message,
     Met,
+    Migrate,
     Offer,
     OfferReply,
     PrefillLost,
@@ -55,6 +57,7 @@ from pdray.worker.decoding import Decoding
 from pdray.worker.engine_thread import EngineThread
 from pdray.worker.lending import Lending
 from pdray.worker.meeting import Meetings
+from pdray.worker.migrating import Migrating
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
 from pdray.worker.parking import Parking
@@ -99,7 +102,7 @@ class Worker:
             transfer=self._transfer,
             lease_s=config.lease_s,
             clock=self._clock,
-            on_end=lambda lease_id, failure: self._prefilling.on_lease_end(lease_id, failure),
+            on_end=self._on_lease_end,
         )
         self._offering = Offering(
             worker_id=config.worker_id,
@@ -175,6 +178,17 @@ class Worker:
             outbox=self._outbox,
             clock=self._clock,
         )
+        self._migrating = Migrating(
+            worker_id=config.worker_id,
+            engine=engine,
+            offering=self._offering,
+            lending=self._lending,
+            outbox=self._outbox,
+            attempts=self._attempts,
+            metrics=self.metrics,
+            tasks=self._tasks,
+            clock=self._clock,
+        )
         self._engine_thread: EngineThread | None = None
         self._crashed: asyncio.Future[BaseException] | None = None
 
@@ -230,6 +244,7 @@ class Worker:
             or self._lending.num_active
             or self._parking.num_active
             or self._pulling.num_active
+            or self._migrating.num_active
         ):
             await asyncio.sleep(TICK_S / 5)
         await asyncio.to_thread(self.tiering.settle)
@@ -258,6 +273,7 @@ class Worker:
             self._lending.tick()
             self._parking.tick()
             self._pulling.tick()
+            self._migrating.tick()
             # Not every block that comes free is an event: those out of a quarantine are none.
             self._prefilling.pump()
 
@@ -315,6 +331,10 @@ class Worker:
                 self._lending.on_give_up(message)
             case Acknowledge():
                 self._lending.on_acknowledge(message)
+            case Migrate():
+                self._migrating.on_migrate(connection.peer_id, message)
+            case CaughtUp():
+                self._migrating.on_caught_up(message)
             case Borrow():
                 self._tasks.start(self._prefix_lending.answer(connection, message))
             case Lent():
@@ -334,7 +354,8 @@ class Worker:
     def _answer_offer(self, connection: Connection, handoff: Handoff) -> OfferReply:
         refusal: str | None = None
         # While it drains too: the request was placed before, and has nowhere else to go.
-        if self.state not in (WorkerState.READY, WorkerState.DRAINING):
+        is_draining = self.state is WorkerState.DRAINING and not handoff.is_migration
+        if self.state is not WorkerState.READY and not is_draining:
             refusal = f"the worker is {self.state}"
         elif connection.peer_hello.layout_digest != self.engine.layout.content_digest:
             theirs, ours = connection.peer_hello.layout_text, self.engine.layout.describe()
@@ -348,7 +369,12 @@ class Worker:
         if ended is not None:
             self._prefilling.cancel(request_id, ended)
             self._pulling.cancel(request_id, ended)
+            self._migrating.cancel(request_id, ended)
             self._decoding.cancel(request_id, ended)
+
+    def _on_lease_end(self, lease_id: str, failure: str | None) -> None:
+        if not self._migrating.on_lease_end(lease_id, failure):
+            self._prefilling.on_lease_end(lease_id, failure)
 
     def _on_lost(self, connection: Connection) -> None:
         """A link broke: what its other end wanted, lent or pulled comes to an end."""
@@ -382,6 +408,7 @@ class Worker:
             if each.sequence.is_lent:
                 self._prefilling.on_step(each)
             else:
+                self._migrating.on_step(each)
                 self._decoding.on_step(each, started_at)
         self._outbox.flush()
         self._prefilling.pump()
