@@ -118,7 +118,7 @@ class Pauses:
                 self.reads.append(seconds)
             finished(seconds, is_hidden=is_hidden, **more)  # type: ignore[arg-type]
 
-        worker.metrics.transfer_finished = on_finished  # type: ignore[method-assign, assignment]
+        worker.metrics.transfer_finished = on_finished  # type: ignore[method-assign]
 
 
 async def measure(

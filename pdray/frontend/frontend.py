@@ -13,20 +13,17 @@ from dataclasses import replace
 from typing import TypeGuard
 
 from pdray.core.clock import Clock, WallClock
-from pdray.core.errors import (
-    InvalidRequestError,
-    PdrayError,
-)
+from pdray.core.errors import PdrayError
 from pdray.core.parked import LeaseKey, ParkedPrompt
 from pdray.core.placement import (
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
-    ServingLimits,
     WorkerAddress,
 )
 from pdray.core.request import Request, RequestState, TokenChunk, WorkerId
+from pdray.frontend.check_fits import check_fits
 from pdray.frontend.controller_client import ControllerClient
 from pdray.frontend.failures import failure_of, lost, lost_worker, outcome_of, refusal_error
 from pdray.frontend.live_request import LiveRequest
@@ -379,30 +376,6 @@ class Frontend:
         for live in self._live.values():
             if live.is_linked_by(connection) and not live.is_released:
                 self._fail(live, live.lose(peer_id, lost_worker(peer_id, live.state)))
-
-
-def check_fits(request: Request, limits: ServingLimits) -> None:
-    """Raises InvalidRequestError for a request that no worker could ever hold."""
-    num_prompt, max_tokens = request.num_prompt_tokens, request.sampling.max_tokens
-    code = "context_length_exceeded"
-    if num_prompt == 0:
-        raise InvalidRequestError(
-            "the prompt is empty: at least one token is needed", param="prompt"
-        )
-    if num_prompt >= limits.max_model_len or request.max_total_tokens > limits.max_model_len:
-        raise InvalidRequestError(
-            f"this model's context is {limits.max_model_len} tokens; the prompt has {num_prompt} "
-            f"and max_tokens asks for {max_tokens}: shorten either",
-            param="prompt" if num_prompt >= limits.max_model_len else "max_tokens",
-            code=code,
-        )
-    if request.max_total_tokens > limits.max_sequence_tokens:
-        raise InvalidRequestError(
-            f"prompt ({num_prompt}) and max_tokens ({max_tokens}) need {request.max_total_tokens} "
-            f"tokens of KV memory; a worker here holds {limits.max_sequence_tokens}",
-            param="max_tokens",
-            code=code,
-        )
 
 
 def is_up(link: Connection | BaseException) -> TypeGuard[Connection]:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from pdray.core.errors import InvalidRequestError, ModelNotFoundError
 from pdray.core.placement import ServingLimits
 from pdray.core.request import Request, SamplingParams
-from pdray.frontend.frontend import check_fits
+from pdray.frontend.check_fits import check_fits
 from pdray.frontend.text import Tokenizer
 from pdray.frontend.text_stream import TextDelta, TokenSource, stream_text
 from pdray.serve.answers import (

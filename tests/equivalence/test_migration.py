@@ -15,6 +15,7 @@ from pdray.core.errors import MigrationError, PdrayError
 from pdray.core.grammar import Grammar, GrammarKind
 from pdray.core.request import Request
 from pdray.local import LocalCluster
+from pdray.worker.worker import Worker
 from tests.equivalence.families import save_family
 from tests.equivalence.migration import (
     Answer,
@@ -83,7 +84,7 @@ async def test_moved_back_and_forth_a_request_says_the_same(
         num_let_go = counted(cluster, "pdray_migrations_total", outcome="moved")
         assert num_moves <= num_let_go <= num_moves + len(LENGTHS)
         num_pauses = counted(cluster, "pdray_migration_pause_seconds_count")
-        assert num_moves - len(LENGTHS) <= num_pauses <= num_let_go
+        assert 0 < num_pauses <= num_let_go  # moved on before it said a word, it pauses once
 
 
 @pytest.mark.parametrize("family", ["gpt_oss_sinks", "gemma3_groups"])
@@ -159,6 +160,13 @@ async def test_what_cannot_move_is_refused_and_goes_on(tiny_model_path: Path) ->
         await draining
 
 
+async def until_it_pulls(target: Worker) -> None:
+    """Looks in every round of the loop: the whole of a pull takes some of them."""
+    async with asyncio.timeout(20):
+        while not target._pulling.num_active:
+            await asyncio.sleep(0)
+
+
 async def test_a_target_that_is_lost_leaves_the_request_where_it_is(tiny_model_path: Path) -> None:
     config = config_with(tiny_model_path, num_decode_workers=2)
     async with LocalCluster(config, tiny_model_path) as cluster:
@@ -170,7 +178,7 @@ async def test_a_target_that_is_lost_leaves_the_request_where_it_is(tiny_model_p
         assert source is not None
         (target,) = (each for each in cluster.workers_of("decode") if each is not source)
         moving = asyncio.create_task(cluster.frontend.migrate("r", target.info().address))
-        await until(lambda: target._pulling.num_active > 0)
+        await until_it_pulls(target)
         await target.stop()
         with pytest.raises(MigrationError):
             await moving
@@ -189,7 +197,7 @@ async def test_a_source_that_is_lost_before_all_has_moved_costs_the_request(
         assert source is not None
         (target,) = (each for each in cluster.workers_of("decode") if each is not source)
         moving = asyncio.create_task(cluster.frontend.migrate("r", target.info().address))
-        await until(lambda: target._pulling.num_active > 0)
+        await until_it_pulls(target)
         await source.stop()
         with pytest.raises(MigrationError):
             await moving

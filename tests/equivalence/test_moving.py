@@ -229,7 +229,7 @@ def test_a_prompt_that_is_computed_still_is_not_paused(engines: list[Engine]) ->
     engine.add(seq)
     outputs: list[SequenceOutput] = []
     step(engine, outputs)
-    assert not engine.pausing.pause(seq).result()
+    assert not pause(engine, seq, outputs)
     while engine.wait_for_work(0):
         step(engine, outputs)
     assert outputs[-1].finish_reason is FinishReason.LENGTH
