@@ -29,7 +29,7 @@ from pdray.worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-COPY_S = 30.0
+COPY_S = 20.0
 """For the blocks that are full while it decodes on."""
 PAUSE_S = 2.0
 """For the rest; then the decode goes on here."""

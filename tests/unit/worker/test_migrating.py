@@ -246,9 +246,7 @@ async def test_a_target_that_hangs_while_it_copies_is_given_up(
 ) -> None:
     heard = await start(scene)
     link, handoff = await copying(scene)
-    scene.clock.advance(COPY_S - 1.0)
-    assert scene.worker._migrating.num_active == 1 or heard.finish_reason is not None
-    scene.clock.advance(1.0)
+    scene.clock.advance(COPY_S)
     _, withdraw = await scene.other.receive(Withdraw)
     link.send(Acknowledge(lease_id=withdraw.lease_id, failure="withdrawn"))
     while heard.finish_reason is None:
