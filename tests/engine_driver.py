@@ -83,7 +83,7 @@ def random_prompts(lengths: Iterable[int], *, vocab_size: int, seed: int = 0) ->
 def run_until_idle(engine: Engine) -> list[StepOutput]:
     """Steps until nothing can be scheduled, with the pool's integrity checked after each."""
     outputs: list[StepOutput] = []
-    while engine.num_preparing or engine.wait_for_work(0):
+    while engine._grammars.preparing or engine.wait_for_work(0):
         if engine.wait_for_work(0.01):
             outputs.append(engine.step())
             engine.pool.check_integrity()

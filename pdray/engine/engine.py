@@ -169,12 +169,6 @@ class Engine:
             return self._scheduler.num_waiting + len(self._grammars.preparing)
 
     @property
-    def num_preparing(self) -> int:
-        """Of those that wait, how many do so for their grammar."""
-        with self._changed:
-            return len(self._grammars.preparing)
-
-    @property
     def num_running(self) -> int:
         with self._changed:
             return self._scheduler.num_running

@@ -13,39 +13,13 @@ from collections.abc import Sequence
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import TransferError
-from pdray.core.handoff import Handoff
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import StepOutput
 from pdray.link.connection import Connection
-from pdray.link.messages import (
-    WIRE_VERSION,
-    Acknowledge,
-    Borrow,
-    Cancel,
-    CaughtUp,
-    DecodeLost,
-    GiveUp,
-    Hello,
-    Lent,
-    Meet,
-    Message,
-    Met,
-    Migrate,
-    Offer,
-    OfferReply,
-    PrefillLost,
-    Publish,
-    ReleaseParked,
-    Renew,
-    Renewed,
-    RenewParked,
-    Submission,
-    Submit,
-    Withdraw,
-)
+from pdray.link.messages import WIRE_VERSION, Hello
 from pdray.link.peers import PeerLinks
 from pdray.link.server import LinkServer
 from pdray.metrics.prometheus import WorkerMetrics
@@ -55,6 +29,7 @@ from pdray.worker.borrowing import Borrowing
 from pdray.worker.config import WorkerConfig
 from pdray.worker.decoding import Decoding
 from pdray.worker.engine_thread import EngineThread
+from pdray.worker.inbox import Inbox
 from pdray.worker.lending import Lending
 from pdray.worker.meeting import Meetings
 from pdray.worker.migrating import Migrating
@@ -93,7 +68,11 @@ class Worker:
         self._attempts = AttemptTable(self._clock)
         self._outbox = Outbox()
         self._server = LinkServer()
-        self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
+        self._peers = PeerLinks(
+            self._hello,
+            lambda link, message: self._inbox.on_message(link, message),
+            lambda link: self._inbox.on_lost(link),
+        )
         self._transfer = TransferThread(
             lambda: make_transport(config.transport, config.worker_id, engine)
         )
@@ -188,6 +167,25 @@ class Worker:
             metrics=self.metrics,
             tasks=self._tasks,
             clock=self._clock,
+        )
+        self._inbox = Inbox(
+            config.worker_id,
+            engine.layout,
+            lambda: self.state,
+            attempts=self._attempts,
+            borrowing=self._borrowing,
+            decoding=self._decoding,
+            lending=self._lending,
+            meetings=self._meetings,
+            migrating=self._migrating,
+            offering=self._offering,
+            outbox=self._outbox,
+            parking=self._parking,
+            prefilling=self._prefilling,
+            prefix_lending=self._prefix_lending,
+            pulling=self._pulling,
+            readable=self._readable,
+            tasks=self._tasks,
         )
         self._engine_thread: EngineThread | None = None
         self._crashed: asyncio.Future[BaseException] | None = None
@@ -292,101 +290,9 @@ class Worker:
         is_frontend = connection.peer_hello.pool is None
         await self._peers.serve(connection, self._outbox.attach if is_frontend else None)
 
-    def _on_message(self, connection: Connection, message: Message) -> None:
-        match message:
-            case Submit():
-                for submission in message.submissions:
-                    self._submit(connection, submission)
-                self._prefilling.pump()
-            case Cancel():
-                for request_id, attempt in message.attempts:
-                    self._cancel(request_id, attempt)
-            case RenewParked():
-                may_extend = self.state is WorkerState.READY
-                self._parking.on_renew(connection, message.key, may_extend=may_extend)
-            case ReleaseParked():
-                self._parking.on_release(connection, message.key)
-                self._prefilling.pump()
-            case DecodeLost():
-                self._prefilling.on_decode_lost(connection.peer_id, message)
-            case PrefillLost():
-                self._pulling.on_prefill_lost(connection.peer_id, message)
-            case Meet():
-                self._meetings.on_meet(connection)
-            case Met():
-                self._meetings.on_met(connection, message.failure)
-            case Offer():
-                connection.send(self._answer_offer(connection, message.handoff))
-            case OfferReply():
-                self._offering.on_reply(message)
-            case Publish():
-                self._pulling.on_publish(message.watermark)
-            case Withdraw():
-                self._pulling.withdraw(connection, message.lease_id)
-            case Renew():
-                self._lending.on_renew(connection, message)
-            case Renewed():
-                self._pulling.on_renewed(message)
-            case GiveUp():
-                self._lending.on_give_up(message)
-            case Acknowledge():
-                self._lending.on_acknowledge(message)
-            case Migrate():
-                self._migrating.on_migrate(connection.peer_id, message)
-            case CaughtUp():
-                self._migrating.on_caught_up(message)
-            case Borrow():
-                self._tasks.start(self._prefix_lending.answer(connection, message))
-            case Lent():
-                self._borrowing.on_lent(connection, message)
-            case _:
-                logger.warning("unexpected %s from %s", type(message).__name__, connection.peer_id)
-
-    def _submit(self, connection: Connection, submission: Submission) -> None:
-        request, frontend_id = submission.request, connection.peer_id
-        # While it drains too: what is parked here can be had nowhere else.
-        if self.state is not WorkerState.READY and submission.claim is None:
-            reason = f"worker {self.config.worker_id} is {self.state}"
-            self._outbox.fail(frontend_id, request.request_id, submission.attempt, reason)
-        elif self._attempts.begin(request.request_id, submission.attempt, frontend_id):
-            self._prefilling.submit(frontend_id, submission)
-
-    def _answer_offer(self, connection: Connection, handoff: Handoff) -> OfferReply:
-        refusal: str | None = None
-        # While it drains too: the request was placed before, and has nowhere else to go.
-        is_draining = self.state is WorkerState.DRAINING and not handoff.is_migration
-        if self.state is not WorkerState.READY and not is_draining:
-            refusal = f"the worker is {self.state}"
-        elif connection.peer_hello.layout_digest != self.engine.layout.content_digest:
-            theirs, ours = connection.peer_hello.layout_text, self.engine.layout.describe()
-            refusal = f"KV blocks cannot be converted: offered are {theirs}, this worker has {ours}"
-        if refusal is not None:
-            return OfferReply(lease_id=handoff.lease_id, refusal=refusal, is_final=True)
-        return self._pulling.on_offer(connection, handoff)
-
-    def _cancel(self, request_id: str, attempt: int) -> None:
-        ended = self._attempts.cancel(request_id, attempt)
-        if ended is not None:
-            self._prefilling.cancel(request_id, ended)
-            self._pulling.cancel(request_id, ended)
-            self._migrating.cancel(request_id, ended)
-            self._decoding.cancel(request_id, ended)
-
     def _on_lease_end(self, lease_id: str, failure: str | None) -> None:
         if not self._migrating.on_lease_end(lease_id, failure):
             self._prefilling.on_lease_end(lease_id, failure)
-
-    def _on_lost(self, connection: Connection) -> None:
-        """A link broke: what its other end wanted, lent or pulled comes to an end."""
-        if self._outbox.detach(connection):
-            for request_id, attempt in self._attempts.of_frontend(connection.peer_id):
-                self._cancel(request_id, attempt)
-        self._meetings.on_lost(connection)
-        self._readable.on_lost(connection)
-        self._borrowing.on_lost(connection)
-        self._pulling.on_owner_lost(connection)
-        self._lending.on_reader_lost(connection)
-        self._offering.on_reader_lost(connection)
 
     def _on_step(self, output: StepOutput) -> None:
         try:

@@ -159,7 +159,7 @@ def test_a_mask_has_exactly_the_tokens_that_the_grammar_takes(
     sequence = sequence_of(held_to(grammar, 1))
     engine.add(sequence)
     num_states = 0
-    while engine.num_preparing or engine.num_waiting or engine.num_running:
+    while engine._grammars.preparing or engine.num_waiting or engine.num_running:
         if not engine.wait_for_work(0.01):
             continue
         assert sequence.grammar_state is not None

@@ -198,7 +198,7 @@ class TestWhatLooksBack:
         self, loaded: LoadedModel, engine: Engine, events: Events, params: dict[str, object]
     ) -> None:
         held = add(engine, name="held", max_tokens=8, **params)
-        while engine.num_preparing:
+        while engine._grammars.preparing:
             engine.wait_for_work(0.01)
         free = add(engine, name="free", max_tokens=16)
         run_until_idle(engine)
