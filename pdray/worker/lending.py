@@ -29,6 +29,8 @@ class _Loan:
     reader: Connection
     epoch: LeaseEpoch | None
     hold: BlockHold = field(default_factory=BlockHold)
+    watermark: Watermark | None = None
+    """The last one that was sent."""
     is_over: bool = False
     """Its end was told, though the blocks may be read still."""
 
@@ -105,7 +107,7 @@ class Lending:
             first_token_id=first_token_id,
             epoch=loan.epoch,
         )
-        loan.reader.send(Publish(watermark=watermark))
+        self._send(loan, watermark)
 
     def publish_decode(
         self, lease_id: str, sequence: Sequence, token_ids: tuple[int, ...] = ()
@@ -127,7 +129,7 @@ class Lending:
             epoch=loan.epoch,
             later_token_ids=token_ids[1:],
         )
-        loan.reader.send(Publish(watermark=watermark))
+        self._send(loan, watermark)
         return True
 
     def withdraw(self, lease_id: str) -> None:
@@ -144,6 +146,15 @@ class Lending:
         renewed = tuple(each for each in message.lease_ids if self._table.renew(each, now))
         if renewed:
             reader.send(Renewed(lease_ids=renewed, asked_at=message.asked_at))
+        for lease_id in renewed:
+            loan = self._loans[lease_id]
+            if loan.watermark is not None:
+                # Should it have been lost, the reader would renew, and wait for it, for ever.
+                self._send(loan, loan.watermark)
+
+    def _send(self, loan: _Loan, watermark: Watermark) -> None:
+        loan.watermark = watermark
+        loan.reader.send(Publish(watermark=watermark))
 
     def on_give_up(self, message: GiveUp) -> None:
         loan = self._loans.get(message.lease_id)

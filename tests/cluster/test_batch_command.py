@@ -84,8 +84,9 @@ class Batch:
     def answered(self) -> list[str]:
         if not self.output.exists():
             return []
-        lines = self.output.read_text().splitlines(keepends=True)
-        return [json.loads(line)["custom_id"] for line in lines if line.endswith("\n")]
+        # Not splitlines(): it also breaks at characters that a model may have written.
+        *lines, _unfinished = self.output.read_text().split("\n")
+        return [json.loads(line)["custom_id"] for line in lines]
 
 
 MakeBatch = Callable[[int], Batch]

@@ -3,15 +3,23 @@ one; and that the search finds the bugs that somebody could have put into the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from pdray.transfer import lease, reading
+from pdray.transfer import reading
 from pdray.transfer.lease import LeaseEvent, LeaseState
-from pdray.transfer.reading import ReadEvent, ReadState, ReadTable
+from pdray.transfer.reading import ReadEvent, ReadState
 from tests import lease_model
 from tests.lease_model import Rules, Side, World, ends, fault_of, first_world, successors
+from tests.planted_bugs import (
+    Plant,
+    change_lease,
+    change_read,
+    count_a_renewal_from_its_answer,
+    forget_that_a_lease_was_taken,
+    give_the_reader_more_time_than_the_owner,
+)
 
 REUSED = "an owner's block was given away while a read of it could count"
 FILLED = "a reader's block was given away while a read could fill it"
@@ -71,44 +79,6 @@ def test_no_world_has_a_fault_and_every_wait_ends() -> None:
 @pytest.mark.slow
 def test_nor_where_a_readers_clock_may_stop() -> None:
     check_all(Rules(clocks_stop=True))
-
-
-Plant = Callable[[pytest.MonkeyPatch], None]
-
-
-def change_lease(state: LeaseState, event: LeaseEvent, to: LeaseState | None) -> Plant:
-    """None takes the transition out."""
-
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        if to is None:
-            patch.delitem(lease.TRANSITIONS, (state, event))
-        else:
-            patch.setitem(lease.TRANSITIONS, (state, event), to)
-
-    return plant
-
-
-def change_read(state: ReadState, event: ReadEvent, to: ReadState | None) -> Plant:
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        if to is None:
-            patch.delitem(reading.TRANSITIONS, (state, event))
-        else:
-            patch.setitem(reading.TRANSITIONS, (state, event), to)
-
-    return plant
-
-
-def give_the_reader_more_time_than_the_owner(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reading, "READER_SHARE", 2.5)
-
-
-def count_a_renewal_from_its_answer(patch: pytest.MonkeyPatch) -> None:
-    renewed = ReadTable.renewed
-    patch.setattr(ReadTable, "renewed", lambda self, id_, at: renewed(self, id_, at + 1.5))
-
-
-def forget_that_a_lease_was_taken(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ReadTable, "knows", lambda self, lease_id: lease_id in self._reads)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Files:
         self.input.write_text("".join(f"{text}\n" for text in texts))
 
     def answers(self) -> list[dict[str, object]]:
-        return [json.loads(text) for text in self.output.read_text().splitlines()]
+        return [json.loads(line) for line in self.output.read_text().split("\n")[:-1]]
 
 
 @pytest.fixture

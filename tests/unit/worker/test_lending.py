@@ -227,6 +227,19 @@ async def test_a_reader_that_renews_keeps_its_lease_and_another_does_not(
     await read_by_second(scene)
 
 
+async def test_what_was_published_last_comes_again_with_a_renewal(scene: Scene) -> None:
+    await submit(scene, await scene.other.listen(), num_tokens=60)
+    link, offer = await scene.other.receive(Offer)
+    lease_id = answer(link, offer)
+    _, published = await scene.other.receive(Publish)
+    assert published.watermark.first_token_id is not None
+    link.send(Renew(lease_ids=(lease_id,), asked_at=1.0))
+    await scene.other.receive(Renewed)
+    assert (await scene.other.receive(Publish))[1] == published
+    link.send(Acknowledge(lease_id=lease_id, failure=None))
+    await until(scene.is_empty)
+
+
 async def test_a_reader_that_gives_up_is_replaced_before_its_last_read_is_over(
     scene: Scene, first: Peer
 ) -> None:
