@@ -1,0 +1,73 @@
+"""How long an engine's step takes, by what is in it: read by the scheduler, by placement and by
+whoever foretells.
+
+Linear in the work, with a part that every step costs: DistServe's forms (Zhong et al., OSDI '24,
+appendix A) for prompts, a + b tokens + c squares, and for decodes, a + b batch + c context, in one,
+as a step may have both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """What one step computes. ``num_prefill_pairs`` are those of a prompt's token and a token that
+    it attends to, itself among them, of all chunks; ``num_context_tokens`` are those that all
+    decodes together attend to. Sliding windows are not looked at: the fit is of what is counted.
+    """
+
+    num_prefill_tokens: int = 0
+    num_prefill_pairs: int = 0
+    num_decodes: int = 0
+    num_context_tokens: int = 0
+
+    def with_chunk(self, start: int, num_tokens: int) -> StepWork:
+        """And a prompt's tokens at positions [start, start + num_tokens)."""
+        return StepWork(
+            num_prefill_tokens=self.num_prefill_tokens + num_tokens,
+            num_prefill_pairs=self.num_prefill_pairs + _pairs(start, num_tokens),
+            num_decodes=self.num_decodes,
+            num_context_tokens=self.num_context_tokens,
+        )
+
+    def with_decode(self, num_context_tokens: int) -> StepWork:
+        """And one more token of a sequence that has ``num_context_tokens``."""
+        return StepWork(
+            num_prefill_tokens=self.num_prefill_tokens,
+            num_prefill_pairs=self.num_prefill_pairs,
+            num_decodes=self.num_decodes + 1,
+            num_context_tokens=self.num_context_tokens + num_context_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds for every step, and for each of what is in it; none is negative."""
+
+    base_s: float
+    prefill_token_s: float
+    prefill_pair_s: float
+    decode_s: float
+    context_token_s: float
+
+    def step_s(self, work: StepWork) -> float:
+        return (
+            self.base_s
+            + self.prefill_token_s * work.num_prefill_tokens
+            + self.prefill_pair_s * work.num_prefill_pairs
+            + self.decode_s * work.num_decodes
+            + self.context_token_s * work.num_context_tokens
+        )
+
+    def prompt_s(self, num_tokens: int, *, num_cached_tokens: int, max_chunk_tokens: int) -> float:
+        """A prompt of ``num_tokens`` alone, in chunks, but for what is cached of it."""
+        num_uncached = num_tokens - num_cached_tokens
+        num_steps = -(-num_uncached // max_chunk_tokens)
+        work = StepWork().with_chunk(num_cached_tokens, num_uncached)
+        return self.step_s(work) + self.base_s * max(num_steps - 1, 0)
+
+
+def _pairs(start: int, num_tokens: int) -> int:
+    return num_tokens * start + num_tokens * (num_tokens + 1) // 2
