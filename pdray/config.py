@@ -23,6 +23,7 @@ from pdray import __version__
 from pdray.config_checks import problems_of
 from pdray.config_report import config_error, require_mapping, validation_problems
 from pdray.config_yaml import read_yaml
+from pdray.core.mode import Mode
 from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
@@ -44,14 +45,6 @@ def parse_size(value: object) -> object:
     if match is None or match[2] not in _SIZE_UNITS:
         raise ValueError("should be a number of bytes, or one such as 512MiB or 2GiB")
     return int(float(match[1]) * _SIZE_UNITS[match[2]])
-
-
-def _mode(value: str) -> str:
-    if value in {"soft", "auto"}:
-        raise ValueError("not in this version, comes later; accepted: pooled, service")
-    if value not in {"pooled", "service"}:
-        raise ValueError("accepted: pooled, service")
-    return value
 
 
 def _block_size(value: int) -> int:
@@ -217,7 +210,7 @@ class PdrayConfig(Section):
     model: Annotated[str, Field(min_length=1)]
     served_model_name: Annotated[str, Field(min_length=1)] | None = None
     dtype: Dtype = "auto"
-    mode: Annotated[str, AfterValidator(_mode)] = "pooled"
+    mode: Annotated[Mode, Field(strict=False)] = Mode.POOLED
     node_groups: Annotated[dict[Name, NodeGroupConfig], Field(min_length=1)]
     pools: Annotated[dict[Name, PoolConfig], Field(min_length=1)]
     slo: SloConfig = SloConfig()
@@ -238,7 +231,7 @@ class PdrayConfig(Section):
     @property
     def phases(self) -> Role:
         """What this application does: both, or in ``mode: service`` what its pools are for."""
-        if self.mode != "service":
+        if self.mode is not Mode.SERVICE:
             return Role.MIXED
         roles = [Role.parse(pool.role) for pool in self.pools.values()]
         return functools.reduce(operator.or_, roles)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pdray.config_report import Problem, choice
+from pdray.core.mode import Mode
 from pdray.core.snapshot import Role
 from pdray.engine.attention import ATTENTION
 from pdray.policy.placement import PLACEMENT
@@ -21,7 +22,7 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
     return [
         *_names(config),
         *_node_groups(config),
-        *(_phases(config) if config.mode == "service" else _roles(config)),
+        *(_phases(config) if config.mode is Mode.SERVICE else _roles(config)),
         *_engines(config),
         *_tiers(config),
         *_tenants(config),
@@ -56,6 +57,15 @@ def _roles(config: PdrayConfig) -> Iterator[Problem]:
         if value is not None:
             yield Problem(key=key, value=value, accepted="leave it out, but in mode service")
     roles = {name: Role.parse(pool.role) for name, pool in config.pools.items()}
+    if config.mode in (Mode.SOFT, Mode.AUTO):
+        for name, role in roles.items():
+            if role is not Role.MIXED:
+                yield Problem(
+                    key=f"pools.{name}.role",
+                    value=config.pools[name].role,
+                    accepted=f"mixed: in mode {config.mode} every worker does both phases",
+                )
+        return
     for need in (Role.PREFILL, Role.DECODE):
         if not any(need in role for role in roles.values()):
             word = str(need.name).lower()

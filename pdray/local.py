@@ -99,6 +99,7 @@ class LocalCluster:
                 max_queued_requests=config.controller.max_queued_requests,
                 queue_timeout_s=config.controller.queue_timeout_s,
                 phases=config.phases,
+                mode=config.mode,
             ),
             PLACEMENT.get(config.controller.placement)(),
         )

@@ -70,6 +70,7 @@ class ControllerActor:
                 max_queued_requests=limits.max_queued_requests,
                 queue_timeout_s=limits.queue_timeout_s,
                 phases=config.phases,
+                mode=config.mode,
             ),
             PLACEMENT.get(limits.placement)(),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pdray.core.mode import Mode
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
@@ -34,14 +35,15 @@ from .router import Router
 class ControlConfig:
     """``frontend_timeout_s``: a frontend that says nothing for so long is forgotten.
     ``stale_after_s``: a worker without a snapshot for so long gets no new work. ``phases``: what
-    requests are placed for. ``max_known_prefixes``: of so many it is known which worker has their
-    KV."""
+    requests are placed for, and ``mode`` how. ``max_known_prefixes``: of so many it is known
+    which worker has their KV."""
 
     max_queued_requests: int
     queue_timeout_s: float
     frontend_timeout_s: float = 10.0
     stale_after_s: float = 10.0
     phases: Role = Role.MIXED
+    mode: Mode = Mode.POOLED
     max_known_prefixes: int = 65536
 
 
@@ -56,7 +58,7 @@ class ControlPlane:
 
     def __init__(self, config: ControlConfig, policy: PlacementPolicy) -> None:
         self._config = config
-        self._fleet = Fleet(config.phases)
+        self._fleet = Fleet(config.phases, config.mode)
         self._table = InFlightTable(self._fleet)
         self._directory = PrefixDirectory(config.max_known_prefixes)
         self._router = Router(

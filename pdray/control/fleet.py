@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 
+from pdray.core.mode import Mode
 from pdray.core.placement import PlacementAsk, ServingLimits
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot, WorkerState
@@ -62,8 +63,9 @@ class WorkerRecord:
 class Fleet:
     """All living workers. A FleetView; only the control plane changes it."""
 
-    def __init__(self, phases: Role = Role.MIXED) -> None:
+    def __init__(self, phases: Role = Role.MIXED, mode: Mode = Mode.POOLED) -> None:
         self.phases = phases
+        self.mode = mode
         self._workers: dict[WorkerId, WorkerRecord] = {}
         self._failed_pairs: dict[frozenset[WorkerId], str] = {}
         # Kept apart from the records: a remade controller hears of requests before workers.

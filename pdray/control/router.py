@@ -14,7 +14,6 @@ from pdray.core.placement import (
     Refusal,
 )
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import Role
 from pdray.policy.admission import Admission, decide, max_in_flight, retry_after_s
 from pdray.policy.placement.base import PlacementPolicy
 
@@ -162,13 +161,14 @@ class Router:
         choice = self._policy.place(self._fleet, ask)
         if choice is None:
             return None
-        prefill = self._ready(choice.prefill_id, Role.PREFILL)
+        prefill = self._ready(choice.prefill_id)
         decodes = [self._fleet.get(worker_id) for worker_id in choice.decode_ids]
         placement = Placement(
             request_id=ask.request_id,
             prefill=None if prefill is None else prefill.info.address,
             decode_candidates=tuple(d.info.address for d in decodes if d is not None),
             prefix_source=self._prefix_source(ask, prefill),
+            together=choice.together,
         )
         if prefill is not None:
             prefill.add_prefill(ask.num_prompt_tokens, now)
@@ -182,13 +182,12 @@ class Router:
         )
         return placement
 
-    def _ready(self, worker_id: WorkerId | None, role: Role) -> WorkerRecord | None:
+    def _ready(self, worker_id: WorkerId | None) -> WorkerRecord | None:
         if worker_id is None:
             return None
         worker = self._fleet.get(worker_id)
         assert worker is not None, f"no such worker: {worker_id}"
         assert worker.is_ready, f"not ready: {worker_id}"
-        assert role in worker.info.role, f"no {role.name} worker: {worker_id}"
         return worker
 
     def _prefix_source(

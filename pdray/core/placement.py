@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 
 from pdray.core.request import WorkerId
@@ -15,6 +16,17 @@ class WorkerAddress:
     host: str
     port: int
     link_key: bytes = field(repr=False)
+
+
+class Together(enum.StrEnum):
+    """Why one worker computes a request's prompt and decodes it: every worker does both in mode
+    soft; so little is to compute that moving its KV would cost more than it saves; it is what
+    costs least, in mode auto; no other worker can take over from it."""
+
+    ONE_POOL = "one_pool"
+    SHORT = "short"
+    CHEAPER = "cheaper"
+    ALONE = "alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +64,14 @@ class Placement:
     """A prefill worker, and decode workers in order of preference (bound late: the first
     that can reserve blocks when the prompt is about to run gets the request). Of an application
     that has one of the phases alone, the other is None or empty. From ``prefix_source`` the prefill
-    worker may pull what it would have to compute."""
+    worker may pull what it would have to compute. Where one worker does both phases, ``together``
+    says why."""
 
     request_id: str
     prefill: WorkerAddress | None
     decode_candidates: tuple[WorkerAddress, ...]
     prefix_source: PrefixSource | None = None
+    together: Together | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

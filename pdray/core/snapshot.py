@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pdray.core.mode import Mode
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 
@@ -116,6 +117,9 @@ class WorkerView(Protocol):
 
 class FleetView(Protocol):
     """What a policy may read of all workers: valid until the next event."""
+
+    @property
+    def mode(self) -> Mode: ...
 
     @property
     def phases(self) -> Role:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from pdray.config import PdrayConfig, parse_config
 from pdray.core.errors import ConfigError
+from pdray.core.mode import Mode
 from pdray.frontend.frontend import Frontend
 from pdray.frontend.text import Tokenizer
 from pdray.model_source import resolve_model
@@ -40,8 +41,9 @@ def run_batch(
 
     Raises UnavailableError, ConfigError, KeyboardInterrupt.
     """
-    if config.mode != "pooled":
-        raise ConfigError(f"mode = {config.mode!r}: a batch needs both phases; accepted: pooled")
+    if config.mode is Mode.SERVICE:
+        accepted = ", ".join(mode for mode in Mode if mode is not Mode.SERVICE)
+        raise ConfigError(f"mode = service: a batch needs both phases; accepted: {accepted}")
     config = with_own_name(config)
     tokenizer = Tokenizer(resolve_model(config.model, say))
     session = open_ray([config], address, say)

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from pdray.config import PdrayConfig
 from pdray.core.cluster_secret import read_secrets
+from pdray.core.mode import Mode
 from pdray.core.snapshot import Role
 from pdray.frontend.frontend import Frontend
 from pdray.frontend.text import Tokenizer
@@ -29,7 +30,7 @@ def phase_routes(
     config: PdrayConfig, frontend: Frontend, completions: CompletionService, tokenizer: Tokenizer
 ) -> Callable[[APIRouter], None] | None:
     """None where the application has both phases. Raises ConfigError."""
-    if config.mode != "service":
+    if config.mode is not Mode.SERVICE:
         return None
     assert config.handles.secret_file is not None, "mode service without a secret"
     secrets = read_secrets(Path(config.handles.secret_file))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pdray.control.fleet import Fleet
+from pdray.core.mode import Mode
+from pdray.core.placement import Together
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 from pdray.policy.placement import PLACEMENT
 from pdray.policy.placement.base import MAX_DECODE_CANDIDATES, PlacementPolicy
@@ -87,11 +89,25 @@ def test_a_mixed_worker_is_paired_with_itself_only_where_it_is_alone(
     alone = policy.place(fleet, make_ask())
     assert alone is not None
     assert (alone.prefill_id, alone.decode_ids) == ("m1", ("m1",))
+    assert alone.together is Together.ALONE
     fleet.add(make_info("m2", Role.MIXED), 0.0)
     for _ in range(4):
         choice = policy.place(fleet, make_ask())
         assert choice is not None
         assert choice.prefill_id not in choice.decode_ids
+        assert choice.together is None
+
+
+def test_in_mode_soft_a_worker_does_both_phases_whoever_else_is_there(
+    policy: PlacementPolicy,
+) -> None:
+    fleet = Fleet(mode=Mode.SOFT)
+    for name in ("m1", "m2"):
+        fleet.add(make_info(name, Role.MIXED), 0.0)
+    choice = policy.place(fleet, make_ask())
+    assert choice is not None
+    assert choice.decode_ids == (choice.prefill_id,)
+    assert choice.together is Together.ONE_POOL
 
 
 @pytest.mark.parametrize("phases", [Role.PREFILL, Role.DECODE])

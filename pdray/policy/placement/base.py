@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pdray.core.placement import PlacementAsk
+from pdray.core.mode import Mode
+from pdray.core.placement import PlacementAsk, Together
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import FleetView, Role, WorkerView
 
@@ -16,10 +17,11 @@ MAX_DECODE_CANDIDATES = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementChoice:
     """One prefill worker, and decode workers, best first; None or empty for a phase that is none
-    of ``view.phases``."""
+    of ``view.phases``. Where one worker is to do both phases, ``together`` says why."""
 
     prefill_id: WorkerId | None
     decode_ids: tuple[WorkerId, ...]
+    together: Together | None = None
 
 
 class PlacementPolicy(Protocol):
@@ -33,10 +35,11 @@ class PlacementPolicy(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
     """A prefill worker and every decode worker that can take over from it: one at least, but for
-    a phase that nobody is placed for."""
+    a phase that nobody is placed for. ``together`` says why it is the same worker, where it is."""
 
     prefill: WorkerView | None
     decodes: Sequence[WorkerView]
+    together: Together | None = None
 
     @property
     def prefill_id(self) -> WorkerId | None:
@@ -46,14 +49,16 @@ class Pairing:
 def pairings(view: FleetView, ask: PlacementAsk) -> list[Pairing]:
     """All pairs of ready workers with one layout that can reach each other and hold this request.
 
-    A worker is paired with itself only where that is the only pair there is.
+    In mode soft each worker is paired with itself; in others only where there is no other pair.
     """
     if view.phases is Role.PREFILL:
         return [Pairing(prefill=prefill, decodes=()) for prefill in prefills_for(view, ask)]
     decodes = decodes_for(view, ask)
     if view.phases is Role.DECODE:
         return [Pairing(prefill=None, decodes=decodes)] if decodes else []
-    return _pairs(view, prefills_for(view, ask), decodes)
+    if view.mode is Mode.SOFT:
+        return _alone(decodes, Together.ONE_POOL)
+    return _apart(view, prefills_for(view, ask), decodes) or _alone(decodes, Together.ALONE)
 
 
 def prefills_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
@@ -75,25 +80,29 @@ def decodes_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
     ]
 
 
-def _pairs(
+def _apart(
     view: FleetView, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]
 ) -> list[Pairing]:
     by_layout: dict[str, list[WorkerView]] = {}
     for decode in decodes:
         by_layout.setdefault(decode.info.layout_digest, []).append(decode)
-    apart: list[Pairing] = []
-    alone: list[Pairing] = []
+    pairs: list[Pairing] = []
     for prefill in prefills:
-        alike = by_layout.get(prefill.info.layout_digest, [])
         prefill_id = prefill.info.worker_id
         others = [
             decode
-            for decode in alike
+            for decode in by_layout.get(prefill.info.layout_digest, [])
             if decode.info.worker_id != prefill_id
             and view.can_pair(prefill_id, decode.info.worker_id)
         ]
         if others:
-            apart.append(Pairing(prefill=prefill, decodes=others))
-        elif prefill in alike:
-            alone.append(Pairing(prefill=prefill, decodes=[prefill]))
-    return apart or alone
+            pairs.append(Pairing(prefill=prefill, decodes=others))
+    return pairs
+
+
+def _alone(workers: Sequence[WorkerView], together: Together) -> list[Pairing]:
+    return [
+        Pairing(prefill=worker, decodes=[worker], together=together)
+        for worker in workers
+        if Role.PREFILL in worker.info.role
+    ]

@@ -16,16 +16,21 @@ class LeastLoaded:
         pairs = pairings(view, ask)
         if not pairs:
             return None
-        best = min(pairs, key=_backlog_tokens)
+        best = min(pairs, key=lambda pair: (_backlog_tokens(pair), _least_fullness(pair)))
         decodes = sorted(best.decodes, key=_fullness)[:MAX_DECODE_CANDIDATES]
         return PlacementChoice(
             prefill_id=best.prefill_id,
             decode_ids=tuple(worker.info.worker_id for worker in decodes),
+            together=best.together,
         )
 
 
 def _backlog_tokens(pair: Pairing) -> int:
     return 0 if pair.prefill is None else pair.prefill.prefill_backlog_tokens
+
+
+def _least_fullness(pair: Pairing) -> tuple[float, int]:
+    return min(map(_fullness, pair.decodes), default=(0.0, 0))
 
 
 def _fullness(worker: WorkerView) -> tuple[float, int]:

@@ -31,7 +31,11 @@ class RoundRobin:
         prefill_id = self._next(self._prefill_turns, list(by_prefill))[0]
         decode_ids = [decode.info.worker_id for decode in by_prefill[prefill_id].decodes]
         decode_ids = self._next(self._decode_turns, decode_ids)[:MAX_DECODE_CANDIDATES]
-        return PlacementChoice(prefill_id=prefill_id, decode_ids=tuple(decode_ids))
+        return PlacementChoice(
+            prefill_id=prefill_id,
+            decode_ids=tuple(decode_ids),
+            together=by_prefill[prefill_id].together,
+        )
 
     def _next(self, turns: dict[Id, int], ids: Sequence[Id]) -> list[Id]:
         """All of them, the first of which has its turn."""

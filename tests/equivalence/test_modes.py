@@ -1,0 +1,76 @@
+"""The same prompts give the same tokens however their phases meet."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pdray.config import PdrayConfig, parse_config
+from pdray.core.mode import Mode
+from pdray.local import LocalCluster
+from tests.local_cluster import config_of, random_prompts, request_of, tokens_of, until_idle
+
+PROMPTS = random_prompts([1, 16, 65, 200, 300])
+MAX_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model_path: Path) -> list[list[int]]:
+    """transformers' own greedy tokens."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_path, dtype=torch.float32)
+    return [
+        model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            min_new_tokens=MAX_TOKENS,
+            max_new_tokens=MAX_TOKENS,
+        )[0, len(prompt) :].tolist()
+        for prompt in PROMPTS
+    ]
+
+
+def mixed(model_path: Path, mode: Mode) -> PdrayConfig:
+    """Two workers that do both phases."""
+    data = config_of(model_path).model_dump(mode="json")
+    pool = data["pools"]["decode"] | {"role": "mixed", "replicas": 2}
+    return parse_config(data | {"mode": mode.value, "pools": {"mixed": pool}})
+
+
+def config_in(mode: Mode, model_path: Path) -> PdrayConfig:
+    return config_of(model_path) if mode is Mode.POOLED else mixed(model_path, mode)
+
+
+@pytest.mark.parametrize("mode", [Mode.SOFT, Mode.POOLED])
+async def test_tokens_are_those_of_transformers_alone_and_together(
+    mode: Mode, tiny_model_path: Path, expected: list[list[int]]
+) -> None:
+    async with LocalCluster(config_in(mode, tiny_model_path), tiny_model_path) as cluster:
+        alone = [
+            await tokens_of(cluster, request_of(prompt, MAX_TOKENS, request_id=f"a{i}"))
+            for i, prompt in enumerate(PROMPTS)
+        ]
+        together = await asyncio.gather(
+            *(
+                tokens_of(cluster, request_of(prompt, MAX_TOKENS, request_id=f"t{i}"))
+                for i, prompt in enumerate(PROMPTS)
+            )
+        )
+        assert alone == expected
+        assert together == expected
+        await until_idle(cluster)
+
+
+async def test_in_mode_soft_both_workers_work_and_no_kv_moves(tiny_model_path: Path) -> None:
+    config = mixed(tiny_model_path, Mode.SOFT)
+    async with LocalCluster(config, tiny_model_path) as cluster:
+        requests = [
+            request_of(p, request_id=str(i)) for i, p in enumerate(random_prompts([90] * 6))
+        ]
+        await asyncio.gather(*(tokens_of(cluster, request) for request in requests))
+        for worker in cluster.workers_of("mixed"):
+            assert b"pdray_kv_transfer_bytes_total{" not in worker.metrics_text()
+            assert worker.snapshot().prefix_query_tokens > 0
