@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pdray.core.link_cost import LinkCost
 from pdray.core.placement import PlacementAsk, WorkerAddress
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot, WorkerState
+from pdray.core.snapshot import KVSpan, Role, WorkerInfo, WorkerSnapshot, WorkerState
 
 
 def make_info(
@@ -16,11 +17,12 @@ def make_info(
     max_batch_size: int = 4,
     max_model_len: int = 4096,
     max_sequence_tokens: int = 1024,
+    node_group: str = "laptop",
 ) -> WorkerInfo:
     return WorkerInfo(
         worker_id=WorkerId(worker_id),
         pool=str(role.name).lower(),
-        node_group="laptop",
+        node_group=node_group,
         role=role,
         address=WorkerAddress(
             worker_id=WorkerId(worker_id), host="127.0.0.1", port=1, link_key=b"key"
@@ -33,6 +35,7 @@ def make_info(
         max_tokens_per_step=512,
         max_model_len=max_model_len,
         max_sequence_tokens=max_sequence_tokens,
+        kv_spans=(KVSpan(bytes_per_token=1024, window_tokens=None),),
     )
 
 
@@ -42,6 +45,7 @@ def make_snapshot(
     state: WorkerState = WorkerState.READY,
     prefill_backlog_tokens: int = 0,
     num_held_blocks: int = 0,
+    reads: tuple[LinkCost, ...] = (),
 ) -> WorkerSnapshot:
     return WorkerSnapshot(
         worker_id=WorkerId(worker_id),
@@ -59,6 +63,7 @@ def make_snapshot(
         prefix_query_tokens=0,
         prefix_hit_tokens=0,
         num_evicted_blocks=0,
+        reads=reads,
     )
 
 

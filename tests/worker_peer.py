@@ -41,6 +41,7 @@ class Peer:
             wire_version=WIRE_VERSION,
             peer_id=self.peer_id,
             pool=None if self._layout_digest is None else "other",
+            node_group=None if self._layout_digest is None else "elsewhere",
             layout_digest=self._layout_digest,
             layout_text=self._layout_digest,
             transfer_description=self._description,

@@ -10,6 +10,8 @@ from pdray.core.placement import PlacementAsk, ServingLimits
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot, WorkerState
 
+from .link_costs import LinkCosts
+
 # A placement travels to the frontend and on to the worker: a snapshot that arrives sooner
 # after it than this does not count it yet.
 _SUBMIT_DELAY_S = 0.05
@@ -70,6 +72,7 @@ class Fleet:
         self._failed_pairs: dict[frozenset[WorkerId], str] = {}
         # Kept apart from the records: a remade controller hears of requests before workers.
         self._decoding: Counter[WorkerId] = Counter()
+        self._link_costs = LinkCosts()
 
     def __contains__(self, worker_id: WorkerId | None) -> bool:
         return worker_id in self._workers
@@ -85,6 +88,13 @@ class Fleet:
 
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         return frozenset((one, other)) not in self._failed_pairs
+
+    def transfer_s(self, source: WorkerId, target: WorkerId, num_bytes: int) -> float | None:
+        if source == target:
+            return 0.0
+        groups = (self._workers[worker_id].info.node_group for worker_id in (source, target))
+        cost = self._link_costs.get(*groups)
+        return None if cost is None else cost.read_s(num_bytes)
 
     def pair_met(self, one: WorkerId, other: WorkerId, failure: str | None) -> None:
         """Told of workers before they are added; forgotten when either is removed."""
@@ -106,8 +116,11 @@ class Fleet:
     def update(self, snapshot: WorkerSnapshot, now: float) -> None:
         """Unknown workers are ignored: a late message of one that left."""
         record = self._workers.get(snapshot.worker_id)
-        if record is not None:
-            record.update(snapshot, now)
+        if record is None:
+            return
+        before = () if record.snapshot is None else record.snapshot.reads
+        self._link_costs.reported(record.info.node_group, snapshot.reads, before)
+        record.update(snapshot, now)
 
     def book_decode(self, worker_id: WorkerId, change: int) -> None:
         """One request more (1) or fewer (-1) has this worker as first decode candidate."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pdray.core.link_cost import LinkCost
 from pdray.core.mode import Mode
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
@@ -36,6 +37,19 @@ class WorkerState(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KVSpan:
+    """Layers that keep KV of the same tokens, the last ``window_tokens`` or, with None, all: what
+    a read of it moves, on each rank."""
+
+    bytes_per_token: int
+    window_tokens: int | None
+
+    def num_bytes(self, num_tokens: int) -> int:
+        kept = num_tokens if self.window_tokens is None else min(num_tokens, self.window_tokens)
+        return kept * self.bytes_per_token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
     """What does not change in a worker's life."""
 
@@ -55,6 +69,11 @@ class WorkerInfo:
     max_sequence_tokens: int
     """Prompt and output tokens of the longest sequence that its empty KV memory could hold,
     never more than ``max_model_len``."""
+    kv_spans: tuple[KVSpan, ...]
+
+    def kv_bytes(self, num_tokens: int) -> int:
+        """What has to be read, on each rank, of a sequence of so many tokens."""
+        return sum(span.num_bytes(num_tokens) for span in self.kv_spans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +100,8 @@ class WorkerSnapshot:
     """Those of them whose KV was there."""
     num_evicted_blocks: int
     """Cached blocks that others have got, so far."""
+    reads: tuple[LinkCost, ...]
+    """What its reads of peers have cost, by the peers' node group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,3 +152,7 @@ class FleetView(Protocol):
 
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         """False for two of which it is known that they cannot reach each other."""
+
+    def transfer_s(self, source: WorkerId, target: WorkerId, num_bytes: int) -> float | None:
+        """How long ``target`` would read so much of ``source``, as measured between their node
+        groups; None before anybody has. Both must be alive."""

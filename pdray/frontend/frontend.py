@@ -296,6 +296,7 @@ class Frontend:
             wire_version=WIRE_VERSION,
             peer_id=self.frontend_id,
             pool=None,
+            node_group=None,
             layout_digest=None,
             layout_text=None,
             transfer_description=None,

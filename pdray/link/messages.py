@@ -10,16 +10,17 @@ from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 8
+WIRE_VERSION = 9
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The first message each way. Workers add their pool, layout and how their blocks are
-    read; frontends have None there."""
+    """The first message each way. Workers add their pool, node group, layout and how their
+    blocks are read; frontends have None there."""
 
     wire_version: int
     peer_id: str
     pool: str | None
+    node_group: str | None
     # Equal where one's KV blocks can be made of the other's.
     layout_digest: str | None
     layout_text: str | None

@@ -25,6 +25,7 @@ from pdray.metrics.prometheus import WorkerMetrics
 from pdray.transfer.reading import READER_SHARE
 from pdray.transfer.reshard_plan import NOTHING, ReshardPlan
 from pdray.transfer.transfer_thread import TransferThread
+from pdray.worker.read_log import ReadLog
 from pdray.worker.readable_peers import ReadablePeers
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Borrowing:
         peers: PeerLinks,
         readable: ReadablePeers,
         metrics: WorkerMetrics,
-        transport: str,
+        read_log: ReadLog,
         clock: Clock,
     ) -> None:
         self._engine = engine
@@ -59,7 +60,7 @@ class Borrowing:
         self._peers = peers
         self._readable = readable
         self._metrics = metrics
-        self._transport = transport
+        self._read_log = read_log
         self._clock = clock
         self._asked: dict[int, _Asked] = {}
         self._numbers = itertools.count()
@@ -162,15 +163,7 @@ class Borrowing:
             report = await asyncio.wrap_future(reading)
         except TransferError as error:
             return str(error)
-        self._metrics.transfer_finished(
-            report.transfer_s,
-            queued_s=report.queued_s,
-            transport=self._transport,
-            source_pool=link.peer_hello.pool or "",
-            num_blocks=report.num_blocks,
-            num_bytes=report.num_bytes,
-            is_hidden=True,
-        )
+        self._read_log.finished(report, link, is_hidden=True)
         return None
 
 

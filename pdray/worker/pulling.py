@@ -29,6 +29,7 @@ from pdray.worker.arriving_blocks import ArrivingBlocks
 from pdray.worker.attempts import AttemptKey, AttemptTable
 from pdray.worker.decoding import Decoding
 from pdray.worker.outbox import Outbox
+from pdray.worker.read_log import ReadLog
 from pdray.worker.readable_peers import ReadablePeers
 from pdray.worker.tasks import Tasks
 
@@ -91,7 +92,7 @@ class Pulling:
         readable: ReadablePeers,
         attempts: AttemptTable,
         metrics: WorkerMetrics,
-        transport: str,
+        read_log: ReadLog,
         max_batch_size: int,
         outbox: Outbox,
         decoding: Decoding,
@@ -105,7 +106,7 @@ class Pulling:
         self._readable = readable
         self._attempts = attempts
         self._metrics = metrics
-        self._transport = transport
+        self._read_log = read_log
         self._max_batch_size = max_batch_size
         self._outbox = outbox
         self._clock = clock
@@ -186,15 +187,7 @@ class Pulling:
         except TransferError as error:
             failure = str(error)
         else:
-            self._metrics.transfer_finished(
-                report.transfer_s,
-                queued_s=report.queued_s,
-                transport=self._transport,
-                source_pool=pull.owner.peer_hello.pool or "",
-                num_blocks=report.num_blocks,
-                num_bytes=report.num_bytes,
-                is_hidden=pull.complete_at is None,
-            )
+            self._read_log.finished(report, pull.owner, is_hidden=pull.complete_at is None)
         self._apply(pull, self._reads.end(pull.lease_id, failure, self._clock.now()))
 
     async def _read(self, pull: Pull, remote: list[int], local: list[int]) -> PullReport:

@@ -40,6 +40,7 @@ from pdray.worker.prefilling import Prefilling
 from pdray.worker.prefix_lending import PrefixLending
 from pdray.worker.pulling import Pulling
 from pdray.worker.ranks import make_transport
+from pdray.worker.read_log import ReadLog
 from pdray.worker.readable_peers import ReadablePeers
 from pdray.worker.tasks import Tasks
 from pdray.worker.tiering import make_tiering
@@ -97,6 +98,7 @@ class Worker:
             tiering=self.tiering,
             lending=self._lending,
         )
+        self._read_log = ReadLog(self.metrics, config.transport)
         self._readable = ReadablePeers(self._transfer, engine.layout)
         self._meetings = Meetings(
             layout=engine.layout,
@@ -112,7 +114,7 @@ class Worker:
             peers=self._peers,
             readable=self._readable,
             metrics=self.metrics,
-            transport=config.transport,
+            read_log=self._read_log,
             clock=self._clock,
         )
         self._parking = Parking(
@@ -152,7 +154,7 @@ class Worker:
             readable=self._readable,
             attempts=self._attempts,
             metrics=self.metrics,
-            transport=config.transport,
+            read_log=self._read_log,
             max_batch_size=config.engine.max_batch_size,
             outbox=self._outbox,
             clock=self._clock,
@@ -219,6 +221,7 @@ class Worker:
             taken_at=self._clock.now(),
             num_queued=self._prefilling.num_waiting,
             queued_tokens=self._prefilling.waiting_tokens,
+            reads=self._read_log.costs(),
         )
 
     def metrics_text(self) -> bytes:
@@ -280,6 +283,7 @@ class Worker:
             wire_version=WIRE_VERSION,
             peer_id=self.config.worker_id,
             pool=self.config.pool,
+            node_group=self.config.node_group,
             layout_digest=self.engine.layout.content_digest,
             layout_text=self.engine.layout.describe(),
             transfer_description=self._transfer.describe(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pdray.core.link_cost import LinkCost
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
+from pdray.core.snapshot import KVSpan, WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
+from pdray.kvcache.layout import KVLayout
 from pdray.worker.config import WorkerConfig
 
 
@@ -26,6 +28,16 @@ def info_of(config: WorkerConfig, engine: Engine, *, port: int, link_key: bytes)
         max_tokens_per_step=config.engine.max_tokens_per_step,
         max_model_len=config.engine.max_model_len,
         max_sequence_tokens=engine.max_sequence_tokens,
+        kv_spans=spans_of(engine.layout),
+    )
+
+
+def spans_of(layout: KVLayout) -> tuple[KVSpan, ...]:
+    """Of every group, as blocks are read whole: with what pads the smaller groups' blocks."""
+    bytes_per_token = layout.block_bytes // layout.block_size
+    return tuple(
+        KVSpan(bytes_per_token=bytes_per_token, window_tokens=group.sliding_window)
+        for group in layout.groups
     )
 
 
@@ -37,6 +49,7 @@ def snapshot_of(
     taken_at: float,
     num_queued: int,
     queued_tokens: int,
+    reads: tuple[LinkCost, ...],
 ) -> WorkerSnapshot:
     """``num_queued`` requests with ``queued_tokens`` to be computed wait before the engine."""
     pool = engine.pool
@@ -56,4 +69,5 @@ def snapshot_of(
         prefix_query_tokens=engine.prefix_cache.num_query_tokens,
         prefix_hit_tokens=engine.prefix_cache.num_hit_tokens,
         num_evicted_blocks=pool.num_evictions,
+        reads=reads,
     )

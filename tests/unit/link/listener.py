@@ -23,6 +23,7 @@ def hello(peer_id: str, wire_version: int = WIRE_VERSION) -> Hello:
         wire_version=wire_version,
         peer_id=peer_id,
         pool=None,
+        node_group=None,
         layout_digest=None,
         layout_text=None,
         transfer_description=None,

@@ -98,6 +98,18 @@ async def test_doubled_and_late_watermarks_are_read_once(scene: Scene) -> None:
     assert float(line.split()[-1]) == 3
 
 
+async def test_what_reads_cost_is_known_by_the_owners_node_group(scene: Scene) -> None:
+    assert scene.worker.snapshot().reads == ()
+    link = await reserve(scene, handoff())
+    link.send(Publish(watermark=watermark(1, is_last=False)))
+    link.send(Publish(watermark=watermark(3, is_last=True)))
+    await scene.other.receive(Acknowledge)
+    (cost,) = scene.worker.snapshot().reads
+    assert (cost.source, cost.num_reads) == ("elsewhere", 2)
+    assert 0.0 < cost.read_s(scene.worker.info().kv_bytes(16)) < 10.0
+    await until(scene.is_empty)
+
+
 async def test_earlier_attempts_tokens_are_counted_in_the_index(scene: Scene) -> None:
     request = replace(request_of([5] * 38, 5), output_token_ids=(8, 9))
     link = await reserve(scene, replace(handoff(), request=request))
