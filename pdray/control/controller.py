@@ -81,9 +81,7 @@ class ControlPlane:
         self._place_queued(now)
 
     def worker_draining(self, worker_id: WorkerId, now: float) -> None:
-        record = self._fleet.get(worker_id)
-        if record is not None:
-            record.is_draining = True
+        self._fleet.drain(worker_id)
         self._place_queued(now)
 
     def worker_left(self, worker_id: WorkerId, now: float) -> None:
@@ -217,6 +215,7 @@ class ControlPlane:
 
     def check_integrity(self) -> None:
         """Asserts that the accounts agree with each other."""
+        self._fleet.check_integrity()
         self._table.check_integrity()
         self._router.check_integrity()
 

@@ -17,9 +17,10 @@ from pdray.core.request import WorkerId
 from pdray.policy.admission import Admission, decide, max_in_flight, retry_after_s
 from pdray.policy.placement.base import PlacementPolicy
 
-from .fleet import Fleet, WorkerRecord
+from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .prefix_directory import PrefixDirectory
+from .worker_record import WorkerRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +172,7 @@ class Router:
             together=choice.together,
         )
         if prefill is not None:
-            prefill.add_prefill(ask.num_prompt_tokens, now)
+            self._fleet.book_prefill(prefill.info.worker_id, ask.num_prompt_tokens, now)
         in_flight = InFlight(
             ask=ask,
             prefill_id=choice.prefill_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -135,6 +135,11 @@ class WorkerView(Protocol):
     def kv_utilization(self) -> float:
         """Used blocks / all blocks, 0..1, by the newest snapshot."""
 
+    @property
+    def fullness(self) -> float:
+        """Of its batch and its KV memory, how full the fuller one is: more than 1 where more are on
+        their way than fit in a batch."""
+
 
 class FleetView(Protocol):
     """What a policy may read of all workers: valid until the next event."""
@@ -149,6 +154,17 @@ class FleetView(Protocol):
 
     def ready(self, role: Role) -> Sequence[WorkerView]:
         """Workers that take new work of every role in the mask, oldest first."""
+
+    def by_load(self, role: Role) -> Iterator[WorkerView]:
+        """Workers that take new work of this phase, as far as they are asked for. PREFILL: those
+        with the fewest prompt tokens to compute first. DECODE: the least full first, then those
+        with fewer requests. Of equal ones the oldest first."""
+
+    def shortlist(self, role: Role, count: int) -> Sequence[WorkerView]:
+        """The first ``count`` of them, or all that there are."""
+
+    def batch_room(self, role: Role) -> int:
+        """The batches of all workers that take new work of this phase, together."""
 
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         """False for two of which it is known that they cannot reach each other."""

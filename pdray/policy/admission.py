@@ -19,12 +19,7 @@ class Admission(enum.Enum):
 def max_in_flight(view: FleetView) -> int:
     """How many requests the ready workers may have at once: a full batch in every decode
     worker, and as many again in prefill, so that decode never waits for the next one."""
-    return sum(
-        worker.info.max_batch_size
-        for role in (Role.PREFILL, Role.DECODE)
-        if role in view.phases
-        for worker in view.ready(role)
-    )
+    return sum(view.batch_room(role) for role in (Role.PREFILL, Role.DECODE) if role in view.phases)
 
 
 def decide(

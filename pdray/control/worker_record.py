@@ -1,0 +1,71 @@
+"""One living worker: what it said last, and what was placed on it since."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
+
+# A placement travels to the frontend and on to the worker: a snapshot that arrives sooner
+# after it than this does not count it yet.
+_SUBMIT_DELAY_S = 0.05
+
+
+class WorkerRecord:
+    """The WorkerView that policies get. Only its fleet changes it: its place in the fleet's orders
+    depends on what it says. ``number`` counts the workers that joined."""
+
+    def __init__(
+        self, info: WorkerInfo, number: int, now: float, decoding: Counter[WorkerId]
+    ) -> None:
+        self.info = info
+        self.number = number
+        self.snapshot: WorkerSnapshot | None = None
+        self.is_draining = False
+        self.is_stale = False
+        self.seen_at = now
+        self.prefill_backlog_tokens = 0
+        self.kv_utilization = 0.0
+        self._decoding = decoding
+        self._unseen: deque[tuple[float, int]] = deque()
+
+    @property
+    def is_ready(self) -> bool:
+        if self.is_draining or self.is_stale:
+            return False
+        return self.snapshot is None or self.snapshot.state is WorkerState.READY
+
+    @property
+    def num_decoding(self) -> int:
+        return self._decoding[self.info.worker_id]
+
+    @property
+    def fullness(self) -> float:
+        return max(self.num_decoding / self.info.max_batch_size, self.kv_utilization)
+
+    def update(self, snapshot: WorkerSnapshot, now: float) -> None:
+        self.snapshot = snapshot
+        self.seen_at = now
+        self.is_stale = False
+        while self._unseen and self._unseen[0][0] <= now - _SUBMIT_DELAY_S:
+            self._unseen.popleft()
+        self.prefill_backlog_tokens = self._count_backlog()
+        self.kv_utilization = _kv_utilization(snapshot)
+
+    def add_prefill(self, num_tokens: int, now: float) -> None:
+        self._unseen.append((now, num_tokens))
+        self.prefill_backlog_tokens += num_tokens
+
+    def check_integrity(self) -> None:
+        assert self.prefill_backlog_tokens == self._count_backlog(), self.info.worker_id
+
+    def _count_backlog(self) -> int:
+        reported = self.snapshot.prefill_backlog_tokens if self.snapshot else 0
+        return reported + sum(num_tokens for _, num_tokens in self._unseen)
+
+
+def _kv_utilization(snapshot: WorkerSnapshot) -> float:
+    if snapshot.num_blocks == 0:
+        return 0.0
+    return (snapshot.num_held_blocks + snapshot.num_quarantined_blocks) / snapshot.num_blocks
