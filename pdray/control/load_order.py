@@ -8,7 +8,7 @@ from itertools import islice
 
 from .worker_record import WorkerRecord
 
-Load = tuple[float, int]
+Load = tuple[int, float, int]
 
 
 class LoadOrder:

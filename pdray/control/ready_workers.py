@@ -72,7 +72,7 @@ class ReadyWorkers:
 
 
 def load_of(record: WorkerRecord, role: Role) -> Load:
-    """Prefill: prompt tokens still to compute. Decode: how full it is, then how many it has."""
-    if role is Role.PREFILL:
-        return record.prefill_backlog_tokens, 0
-    return record.fullness, record.num_decoding
+    """Prefill: prompt tokens still to compute, first. Decode: how full it is, then how many it
+    has."""
+    backlog_tokens = record.prefill_backlog_tokens if role is Role.PREFILL else 0
+    return backlog_tokens, record.fullness, record.num_decoding

@@ -157,8 +157,8 @@ class FleetView(Protocol):
 
     def by_load(self, role: Role) -> Iterator[WorkerView]:
         """Workers that take new work of this phase, as far as they are asked for. PREFILL: those
-        with the fewest prompt tokens to compute first. DECODE: the least full first, then those
-        with fewer requests. Of equal ones the oldest first."""
+        with the fewest prompt tokens to compute first, then as for DECODE: the least full first,
+        then those with fewer requests. Of equal ones the oldest first."""
 
     def shortlist(self, role: Role, count: int) -> Sequence[WorkerView]:
         """The first ``count`` of them, or all that there are."""

@@ -111,8 +111,10 @@ class FleetMachine(RuleBasedStateMachine):
     def ready_workers_are_found_by_age_and_by_load(self) -> None:
         for role in (*PHASES, Role.MIXED):
             assert list(self.fleet.ready(role)) == self.able(role)
-        prefills = sorted(self.able(Role.PREFILL), key=lambda w: w.prefill_backlog_tokens)
-        decodes = sorted(self.able(Role.DECODE), key=lambda w: (_fullness(w), w.num_decoding))
+        prefills = sorted(
+            self.able(Role.PREFILL), key=lambda w: (w.prefill_backlog_tokens, *_fullness(w))
+        )
+        decodes = sorted(self.able(Role.DECODE), key=_fullness)
         for role, expected in ((Role.PREFILL, prefills), (Role.DECODE, decodes)):
             assert list(self.fleet.by_load(role)) == expected
             assert self.fleet.shortlist(role, 2) == expected[:2]
@@ -165,8 +167,9 @@ class FleetMachine(RuleBasedStateMachine):
         return [info for info in infos if info.layout_digest == layout and role in info.role]
 
 
-def _fullness(worker: WorkerRecord) -> float:
-    return max(worker.num_decoding / worker.info.max_batch_size, worker.kv_utilization)
+def _fullness(worker: WorkerRecord) -> tuple[float, int]:
+    batch_utilization = worker.num_decoding / worker.info.max_batch_size
+    return max(batch_utilization, worker.kv_utilization), worker.num_decoding
 
 
 TestFleet = FleetMachine.TestCase

@@ -2,37 +2,82 @@
 
 from __future__ import annotations
 
-from pdray.core.placement import PlacementAsk
-from pdray.core.snapshot import FleetView, WorkerView
+from collections.abc import Iterator
+from itertools import islice
 
-from .base import MAX_DECODE_CANDIDATES, Pairing, PlacementChoice, pairings
+from pdray.core.mode import Mode
+from pdray.core.placement import PlacementAsk, Together
+from pdray.core.snapshot import FleetView, Role, WorkerView
+
+from .base import MAX_DECODE_CANDIDATES, Pairing, PlacementChoice
 
 
 class LeastLoaded:
-    """Prefill: fewest prompt tokens still to compute. Decode: a worker is as full as the
-    fuller of its batch and its KV memory. Ties go to the worker that joined first."""
+    """Prefill: fewest prompt tokens still to compute, then the least full. Decode: a worker is as
+    full as the fuller of its batch and its KV memory. Ties go to the worker that joined first.
+    Looks at the first few of the fleet's orders, however many workers there are."""
 
     def place(self, view: FleetView, ask: PlacementAsk) -> PlacementChoice | None:
-        pairs = pairings(view, ask)
-        if not pairs:
+        best = _best(view, ask)
+        if best is None:
             return None
-        best = min(pairs, key=lambda pair: (_backlog_tokens(pair), _least_fullness(pair)))
-        decodes = sorted(best.decodes, key=_fullness)[:MAX_DECODE_CANDIDATES]
         return PlacementChoice(
             prefill_id=best.prefill_id,
-            decode_ids=tuple(worker.info.worker_id for worker in decodes),
+            decode_ids=tuple(worker.info.worker_id for worker in best.decodes),
             together=best.together,
         )
 
 
-def _backlog_tokens(pair: Pairing) -> int:
-    return 0 if pair.prefill is None else pair.prefill.prefill_backlog_tokens
+def _best(view: FleetView, ask: PlacementAsk) -> Pairing | None:
+    if view.phases is Role.PREFILL:
+        first = next(_prefills(view, ask), None)
+        return None if first is None else Pairing(prefill=first, decodes=())
+    if view.phases is Role.DECODE:
+        decodes = list(islice(_decodes(view, ask), MAX_DECODE_CANDIDATES))
+        return Pairing(prefill=None, decodes=decodes) if decodes else None
+    if view.mode is Mode.SOFT:
+        return _alone(view, ask, Together.ONE_POOL)
+    return _apart(view, ask) or _alone(view, ask, Together.ALONE)
 
 
-def _least_fullness(pair: Pairing) -> tuple[float, int]:
-    return min(map(_fullness, pair.decodes), default=(0.0, 0))
+def _prefills(view: FleetView, ask: PlacementAsk) -> Iterator[WorkerView]:
+    for worker in view.by_load(Role.PREFILL):
+        if worker.info.max_sequence_tokens >= ask.num_prompt_tokens:
+            yield worker
 
 
-def _fullness(worker: WorkerView) -> tuple[float, int]:
-    batch_utilization = worker.num_decoding / worker.info.max_batch_size
-    return max(batch_utilization, worker.kv_utilization), worker.num_decoding
+def _decodes(view: FleetView, ask: PlacementAsk) -> Iterator[WorkerView]:
+    num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
+    for worker in view.by_load(Role.DECODE):
+        if worker.info.max_sequence_tokens >= num_total_tokens:
+            yield worker
+
+
+def _apart(view: FleetView, ask: PlacementAsk) -> Pairing | None:
+    decode_layouts: set[str] | None = None
+    for prefill in _prefills(view, ask):
+        if decode_layouts is None or prefill.info.layout_digest in decode_layouts:
+            others = list(islice(_others(view, ask, prefill), MAX_DECODE_CANDIDATES))
+            if others:
+                return Pairing(prefill=prefill, decodes=others)
+        if decode_layouts is None:
+            # Found out once: else every prefill worker without a partner would look at them all.
+            decode_layouts = {each.info.layout_digest for each in _decodes(view, ask)}
+    return None
+
+
+def _others(view: FleetView, ask: PlacementAsk, prefill: WorkerView) -> Iterator[WorkerView]:
+    prefill_id, layout = prefill.info.worker_id, prefill.info.layout_digest
+    for decode in _decodes(view, ask):
+        decode_id = decode.info.worker_id
+        is_other = decode.info.layout_digest == layout and decode_id != prefill_id
+        if is_other and view.can_pair(prefill_id, decode_id):
+            yield decode
+
+
+def _alone(view: FleetView, ask: PlacementAsk, together: Together) -> Pairing | None:
+    num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
+    for worker in _prefills(view, ask):
+        if Role.DECODE in worker.info.role and worker.info.max_sequence_tokens >= num_total_tokens:
+            return Pairing(prefill=worker, decodes=[worker], together=together)
+    return None

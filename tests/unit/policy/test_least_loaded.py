@@ -32,9 +32,7 @@ def test_the_prefill_worker_with_the_smallest_backlog_is_chosen() -> None:
 
 def test_prompts_placed_since_the_snapshot_count_until_the_next_one() -> None:
     fleet = fleet_with(2, 1)
-    first = fleet.get(WorkerId("p0"))
-    assert first is not None
-    first.add_prefill(500, now=1.0)
+    fleet.book_prefill(WorkerId("p0"), 500, now=1.0)
     assert place(fleet).prefill_id == "p1"
     fleet.update(make_snapshot("p0", prefill_backlog_tokens=0), 1.0)
     assert place(fleet).prefill_id == "p1", "the snapshot cannot know of it yet"
