@@ -174,7 +174,8 @@ class TransferConfig(Section):
 
 
 class ControllerConfig(Section):
-    placement: str = "least_loaded"
+    placement: str = "cost"
+    early_refusal: bool = False
     max_queued_requests: Annotated[int, Field(ge=0)] = 256
     queue_timeout_s: Seconds = 60.0
     worker_lease_s: Seconds = 60.0

@@ -32,8 +32,15 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
 def _names(config: PdrayConfig) -> Iterator[Problem]:
     if wrong := choice(config.transfer.transport, TRANSPORTS):
         yield Problem(key="transfer.transport", value=config.transfer.transport, accepted=wrong)
-    if wrong := choice(config.controller.placement, PLACEMENT):
-        yield Problem(key="controller.placement", value=config.controller.placement, accepted=wrong)
+    placement = config.controller.placement
+    if wrong := choice(placement, PLACEMENT):
+        yield Problem(key="controller.placement", value=placement, accepted=wrong)
+    elif placement != "cost" and config.mode is Mode.AUTO:
+        accepted = "cost: in mode auto its forecasts choose between one worker and two"
+        yield Problem(key="controller.placement", value=placement, accepted=accepted)
+    elif placement != "cost" and config.controller.early_refusal:
+        accepted = "cost, or no early_refusal: the other policies do not foretell anything"
+        yield Problem(key="controller.placement", value=placement, accepted=accepted)
 
 
 def _node_groups(config: PdrayConfig) -> Iterator[Problem]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 
 from pdray.config import PdrayConfig
-from pdray.control.controller import ControlConfig, ControlPlane
+from pdray.control.controller import ControlPlane
+from pdray.control_plane import make_control_plane
 from pdray.core.clock import WallClock
 from pdray.core.cluster_secret import newest_secret
 from pdray.core.errors import UnavailableError
@@ -26,7 +27,6 @@ from pdray.core.placement import (
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo
 from pdray.frontend.frontend import Frontend
-from pdray.policy.placement import PLACEMENT
 from pdray.worker.config import WorkerConfig
 from pdray.worker.parked_table import ParkingLimits
 from pdray.worker.worker import Worker, build_worker
@@ -94,15 +94,7 @@ class LocalCluster:
     ) -> None:
         """Two clusters whose workers meet need a ``frontend_id`` each."""
         self.config = config
-        self.plane = ControlPlane(
-            ControlConfig(
-                max_queued_requests=config.controller.max_queued_requests,
-                queue_timeout_s=config.controller.queue_timeout_s,
-                phases=config.phases,
-                mode=config.mode,
-            ),
-            PLACEMENT.get(config.controller.placement)(),
-        )
+        self.plane = make_control_plane(config)
         self.controller = LocalController(frontend_id, self.plane)
         self.frontend = Frontend(
             frontend_id, self.controller, max_unread_tokens=config.serve.slow_reader_tokens

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import random
+
 from pdray.core.link_cost import LinkCost
 from pdray.core.placement import PlacementAsk, WorkerAddress
 from pdray.core.request import WorkerId
+from pdray.core.slo import Slo
 from pdray.core.snapshot import KVSpan, Role, WorkerInfo, WorkerSnapshot, WorkerState
+from pdray.core.step_time import StepTime
+from pdray.policy.placement import PLACEMENT
+from pdray.policy.placement.base import PlacementPolicy
+
+SLO = Slo(ttft_s=2.0, itl_s=0.2, percentile=0.99)
+
+
+def make_policy(name: str, slo: Slo = SLO) -> PlacementPolicy:
+    return PLACEMENT.get(name)(slo, random.Random(0))
 
 
 def make_info(
@@ -45,6 +57,7 @@ def make_snapshot(
     state: WorkerState = WorkerState.READY,
     prefill_backlog_tokens: int = 0,
     num_held_blocks: int = 0,
+    step_time: StepTime | None = None,
     reads: tuple[LinkCost, ...] = (),
 ) -> WorkerSnapshot:
     return WorkerSnapshot(
@@ -63,6 +76,7 @@ def make_snapshot(
         prefix_query_tokens=0,
         prefix_hit_tokens=0,
         num_evicted_blocks=0,
+        step_time=step_time,
         reads=reads,
     )
 

@@ -44,6 +44,7 @@ KEYS = [
     "transfer.transport",
     "transfer.lease_s",
     "controller.placement",
+    "controller.early_refusal",
     "controller.max_queued_requests",
     "controller.queue_timeout_s",
     "controller.worker_lease_s",

@@ -37,8 +37,9 @@ PARTS: dict[str, set[str]] = {
     "config": CONFIG | {"core", "engine", "kvcache", "policy", "transfer"},
     "demo_model": {"core"},
     "model_source": {"core", "config", "demo_model", "engine"},
-    "local": {"core", "config", "control", "policy", "worker", "frontend"},
-    "cluster": {"core", "config", "model_source", "control", "policy", "worker", "frontend"}
+    "control_plane": {"core", "config", "control", "policy"},
+    "local": {"core", "config", "control", "control_plane", "worker", "frontend"},
+    "cluster": {"core", "config", "model_source", "control", "control_plane", "worker", "frontend"}
     | {"engine", "link", "metrics"},
     "serve": {"core", "config", "grammar", "model_source", "cluster", "frontend", "metrics"},
     "cli": {"core", "config", "model_source", "cluster", "frontend", "serve"},

@@ -14,7 +14,7 @@ from typing import cast
 import ray
 
 from pdray.config import PdrayConfig
-from pdray.control.controller import ControlConfig, ControlPlane
+from pdray.control_plane import make_control_plane
 from pdray.core.clock import WallClock
 from pdray.core.placement import (
     InFlight,
@@ -26,7 +26,6 @@ from pdray.core.placement import (
 )
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
-from pdray.policy.placement import PLACEMENT
 
 from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle, WorkerHandle
@@ -64,16 +63,7 @@ class ControllerActor:
         self._claimed_at = claimed_at
         self._clock = WallClock()
         self._me = cast("ControllerHandle", ray.get_runtime_context().current_actor)
-        limits = config.controller
-        self._control = ControlPlane(
-            ControlConfig(
-                max_queued_requests=limits.max_queued_requests,
-                queue_timeout_s=limits.queue_timeout_s,
-                phases=config.phases,
-                mode=config.mode,
-            ),
-            PLACEMENT.get(limits.placement)(),
-        )
+        self._control = make_control_plane(config)
         self._waits: dict[str, _Wait] = {}
         self._frontend_texts: dict[str, bytes] = {}
         self._used_at = self._clock.now()

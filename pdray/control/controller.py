@@ -36,7 +36,8 @@ class ControlConfig:
     """``frontend_timeout_s``: a frontend that says nothing for so long is forgotten.
     ``stale_after_s``: a worker without a snapshot for so long gets no new work. ``phases``: what
     requests are placed for, and ``mode`` how. ``max_known_prefixes``: of so many it is known
-    which worker has their KV."""
+    which worker has their KV. ``refuse_after_s``: a prompt that would have to wait for
+    longer before it is computed is refused at once."""
 
     max_queued_requests: int
     queue_timeout_s: float
@@ -44,6 +45,7 @@ class ControlConfig:
     stale_after_s: float = 10.0
     phases: Role = Role.MIXED
     mode: Mode = Mode.POOLED
+    refuse_after_s: float | None = None
     max_known_prefixes: int = 65536
 
 
@@ -58,11 +60,16 @@ class ControlPlane:
 
     def __init__(self, config: ControlConfig, policy: PlacementPolicy) -> None:
         self._config = config
-        self._fleet = Fleet(config.phases, config.mode)
-        self._table = InFlightTable(self._fleet)
         self._directory = PrefixDirectory(config.max_known_prefixes)
+        self._fleet = Fleet(config.phases, config.mode, self._directory)
+        self._table = InFlightTable(self._fleet)
         self._router = Router(
-            policy, self._fleet, self._table, self._directory, config.max_queued_requests
+            policy,
+            self._fleet,
+            self._table,
+            self._directory,
+            max_queued=config.max_queued_requests,
+            refuse_after_s=config.refuse_after_s,
         )
         self._frontends: dict[str, _FrontendRecord] = {}
         self._decisions: list[Placement | Refusal] = []

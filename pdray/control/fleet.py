@@ -5,7 +5,6 @@ Every answer is kept up to date by events, so that none has to look at all worke
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 from pdray.core.mode import Mode
@@ -15,14 +14,20 @@ from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
 
 from .capacity import Capacity
 from .link_costs import LinkCosts
+from .prefix_directory import PrefixDirectory
 from .ready_workers import ReadyWorkers
-from .worker_record import WorkerRecord
+from .worker_record import NOTHING_BOOKED, Booked, WorkerRecord
 
 
 class Fleet:
     """All living workers. A FleetView; only the control plane changes it."""
 
-    def __init__(self, phases: Role = Role.MIXED, mode: Mode = Mode.POOLED) -> None:
+    def __init__(
+        self,
+        phases: Role = Role.MIXED,
+        mode: Mode = Mode.POOLED,
+        prefixes: PrefixDirectory | None = None,
+    ) -> None:
         self.phases = phases
         self.mode = mode
         self._workers: dict[WorkerId, WorkerRecord] = {}
@@ -33,7 +38,8 @@ class Fleet:
         self._capacity = Capacity(phases)
         self._failed_pairs: dict[frozenset[WorkerId], str] = {}
         # Kept apart from the records: a remade controller hears of requests before workers.
-        self._decoding: Counter[WorkerId] = Counter()
+        self._decoding: dict[WorkerId, Booked] = {}
+        self._prefixes = PrefixDirectory(0) if prefixes is None else prefixes
         self._link_costs = LinkCosts()
 
     def __contains__(self, worker_id: WorkerId | None) -> bool:
@@ -59,6 +65,12 @@ class Fleet:
 
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         return not self._failed_pairs or frozenset((one, other)) not in self._failed_pairs
+
+    def cached_tokens(self, ask: PlacementAsk) -> dict[WorkerId, int]:
+        tokens: dict[WorkerId, int] = {}
+        for kept in self._prefixes.find(ask.prefix_names):
+            tokens.setdefault(kept.worker_id, kept.num_tokens)
+        return tokens
 
     def transfer_s(self, source: WorkerId, target: WorkerId, num_bytes: int) -> float | None:
         if source == target:
@@ -129,16 +141,17 @@ class Fleet:
         record.add_prefill(num_tokens, now)
         self._ready.refresh(record)
 
-    def book_decode(self, worker_id: WorkerId, change: int) -> None:
-        """One request more (1) or fewer (-1) has this worker as first decode candidate."""
-        self._decoding[worker_id] += change
-        if self._decoding[worker_id] == 0:
-            del self._decoding[worker_id]
+    def book_decode(self, worker_id: WorkerId, num_requests: int, num_tokens: int) -> None:
+        """So many requests more, or fewer, have this worker as first decode candidate."""
+        booked = self._decoding.pop(worker_id, NOTHING_BOOKED)
+        booked = Booked(booked.num_requests + num_requests, booked.num_tokens + num_tokens)
+        if booked.num_requests:
+            self._decoding[worker_id] = booked
         record = self._workers.get(worker_id)
         if record is not None:
             self._ready.refresh(record)
 
-    def decoding(self) -> dict[WorkerId, int]:
+    def decoding(self) -> dict[WorkerId, Booked]:
         return dict(self._decoding)
 
     def mark_stale(self, now: float, stale_after_s: float) -> None:

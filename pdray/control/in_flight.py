@@ -6,8 +6,10 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from pdray.core.placement import InFlight, Placement
+from pdray.core.request import WorkerId
 
 from .fleet import Fleet
+from .worker_record import Booked
 
 _RATE_WINDOW_S = 30.0
 _MAX_FINISHES_KEPT = 1024
@@ -44,17 +46,20 @@ class InFlightTable:
         request_id = placed.in_flight.ask.request_id
         self.remove(request_id)
         self._placed[request_id] = placed
-        if placed.in_flight.decode_id is not None:
-            self._fleet.book_decode(placed.in_flight.decode_id, 1)
+        self._book(placed.in_flight, 1)
 
     def remove(self, request_id: str) -> bool:
         """False where it is unknown."""
         placed = self._placed.pop(request_id, None)
         if placed is None:
             return False
-        if placed.in_flight.decode_id is not None:
-            self._fleet.book_decode(placed.in_flight.decode_id, -1)
+        self._book(placed.in_flight, -1)
         return True
+
+    def _book(self, in_flight: InFlight, sign: int) -> None:
+        if in_flight.decode_id is not None:
+            num_tokens = in_flight.ask.num_prompt_tokens
+            self._fleet.book_decode(in_flight.decode_id, sign, sign * num_tokens)
 
     def finish(self, request_id: str, now: float) -> bool:
         if not self.remove(request_id):
@@ -70,8 +75,12 @@ class InFlightTable:
         return len(self._finished_at) / max(now - self._finished_at[0], 1.0)
 
     def check_integrity(self) -> None:
-        decode_ids = [placed.in_flight.decode_id for placed in self._placed.values()]
-        booked = Counter(decode_id for decode_id in decode_ids if decode_id is not None)
-        assert self._fleet.decoding() == booked, (
-            f"booked on workers {self._fleet.decoding()}, in flight {dict(booked)}"
-        )
+        num_requests: Counter[WorkerId] = Counter()
+        num_tokens: Counter[WorkerId] = Counter()
+        for placed in self._placed.values():
+            if placed.in_flight.decode_id is not None:
+                num_requests[placed.in_flight.decode_id] += 1
+                num_tokens[placed.in_flight.decode_id] += placed.in_flight.ask.num_prompt_tokens
+        booked = self._fleet.decoding()
+        expected = {each: Booked(num, num_tokens[each]) for each, num in num_requests.items()}
+        assert booked == expected, f"booked on workers {booked}, in flight {expected}"

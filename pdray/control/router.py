@@ -14,8 +14,14 @@ from pdray.core.placement import (
     Refusal,
 )
 from pdray.core.request import WorkerId
-from pdray.policy.admission import Admission, decide, max_in_flight, retry_after_s
-from pdray.policy.placement.base import PlacementPolicy
+from pdray.policy.admission import (
+    Admission,
+    clamp_retry_after,
+    decide,
+    max_in_flight,
+    retry_after_s,
+)
+from pdray.policy.placement.base import PlacementChoice, PlacementPolicy
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
@@ -43,13 +49,16 @@ class Router:
         fleet: Fleet,
         table: InFlightTable,
         directory: PrefixDirectory,
+        *,
         max_queued: int,
+        refuse_after_s: float | None,
     ) -> None:
         self._policy = policy
         self._fleet = fleet
         self._table = table
         self._directory = directory
         self._max_queued = max_queued
+        self._refuse_after_s = refuse_after_s
         self._queue: OrderedDict[str, QueuedRequest] = OrderedDict()
 
     @property
@@ -158,10 +167,14 @@ class Router:
             return None
         return self._choose(queued.frontend_id, queued.ask, now)
 
-    def _choose(self, frontend_id: str, ask: PlacementAsk, now: float) -> Placement | None:
+    def _choose(
+        self, frontend_id: str, ask: PlacementAsk, now: float
+    ) -> Placement | Refusal | None:
         choice = self._policy.place(self._fleet, ask)
         if choice is None:
             return None
+        if (refusal := self._too_late(ask, choice)) is not None:
+            return refusal
         prefill = self._ready(choice.prefill_id)
         decodes = [self._fleet.get(worker_id) for worker_id in choice.decode_ids]
         placement = Placement(
@@ -182,6 +195,19 @@ class Router:
             PlacedRequest(frontend_id=frontend_id, in_flight=in_flight, placement=placement)
         )
         return placement
+
+    def _too_late(self, ask: PlacementAsk, choice: PlacementChoice) -> Refusal | None:
+        if choice.queue_s is None or self._refuse_after_s is None:
+            return None
+        late_s = choice.queue_s - self._refuse_after_s
+        if late_s <= 0.0:
+            return None
+        return Refusal(
+            request_id=ask.request_id,
+            reason=f"its first token could not come in time: the prompts before it take "
+            f"{choice.queue_s:.1f} s, and the target is {self._refuse_after_s:g} s",
+            retry_after_s=clamp_retry_after(late_s),
+        )
 
     def _ready(self, worker_id: WorkerId | None) -> WorkerRecord | None:
         if worker_id is None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
+from pdray.core.step_time import StepTime
 
 # A placement travels to the frontend and on to the worker: a snapshot that arrives sooner
 # after it than this does not count it yet.
 _SUBMIT_DELAY_S = 0.05
+_LATELY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """Requests in flight that a worker decodes or will decode, and the tokens of their prompts."""
+
+    num_requests: int
+    num_tokens: int
+
+
+NOTHING_BOOKED = Booked(0, 0)
 
 
 class WorkerRecord:
@@ -17,7 +33,7 @@ class WorkerRecord:
     depends on what it says. ``number`` counts the workers that joined."""
 
     def __init__(
-        self, info: WorkerInfo, number: int, now: float, decoding: Counter[WorkerId]
+        self, info: WorkerInfo, number: int, now: float, decoding: Mapping[WorkerId, Booked]
     ) -> None:
         self.info = info
         self.number = number
@@ -29,6 +45,8 @@ class WorkerRecord:
         self.kv_utilization = 0.0
         self._decoding = decoding
         self._unseen: deque[tuple[float, int]] = deque()
+        self.prefill_tokens_per_s = 0.0
+        self._rated_at = now
 
     @property
     def is_ready(self) -> bool:
@@ -38,7 +56,19 @@ class WorkerRecord:
 
     @property
     def num_decoding(self) -> int:
-        return self._decoding[self.info.worker_id]
+        return self._booked.num_requests
+
+    @property
+    def num_decoding_tokens(self) -> int:
+        return self._booked.num_tokens
+
+    @property
+    def _booked(self) -> Booked:
+        return self._decoding.get(self.info.worker_id, NOTHING_BOOKED)
+
+    @property
+    def step_time(self) -> StepTime | None:
+        return None if self.snapshot is None else self.snapshot.step_time
 
     @property
     def fullness(self) -> float:
@@ -52,10 +82,17 @@ class WorkerRecord:
             self._unseen.popleft()
         self.prefill_backlog_tokens = self._count_backlog()
         self.kv_utilization = _kv_utilization(snapshot)
+        self._rate(now)
 
     def add_prefill(self, num_tokens: int, now: float) -> None:
         self._unseen.append((now, num_tokens))
         self.prefill_backlog_tokens += num_tokens
+        self._rate(now)
+        self.prefill_tokens_per_s += num_tokens / _LATELY_S
+
+    def _rate(self, now: float) -> None:
+        self.prefill_tokens_per_s *= math.exp((self._rated_at - now) / _LATELY_S)
+        self._rated_at = now
 
     def check_integrity(self) -> None:
         assert self.prefill_backlog_tokens == self._count_backlog(), self.info.worker_id

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pdray.core.link_cost import LinkCost
 from pdray.core.mode import Mode
-from pdray.core.placement import WorkerAddress
+from pdray.core.placement import PlacementAsk, WorkerAddress
 from pdray.core.request import WorkerId
+from pdray.core.step_time import StepTime
 
 
 class Role(enum.Flag):
@@ -100,6 +101,8 @@ class WorkerSnapshot:
     """Those of them whose KV was there."""
     num_evicted_blocks: int
     """Cached blocks that others have got, so far."""
+    step_time: StepTime | None
+    """As fitted so far; None before it is known."""
     reads: tuple[LinkCost, ...]
     """What its reads of peers have cost, by the peers' node group."""
 
@@ -124,12 +127,28 @@ class WorkerView(Protocol):
     def info(self) -> WorkerInfo: ...
 
     @property
+    def is_ready(self) -> bool:
+        """Takes new work."""
+
+    @property
     def prefill_backlog_tokens(self) -> int:
         """Prompt tokens still to compute: the snapshot's, and those placed since it."""
 
     @property
     def num_decoding(self) -> int:
         """Requests in flight whose first decode candidate is this worker."""
+
+    @property
+    def num_decoding_tokens(self) -> int:
+        """Prompt tokens of those requests."""
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """That were placed on it of late."""
+
+    @property
+    def step_time(self) -> StepTime | None:
+        """As fitted by the worker; None until it knows."""
 
     @property
     def kv_utilization(self) -> float:
@@ -152,6 +171,9 @@ class FleetView(Protocol):
         """What requests are placed for: MIXED, or one of the phases where the other is another
         application's."""
 
+    def get(self, worker_id: WorkerId) -> WorkerView | None:
+        """A living worker, ready or not."""
+
     def ready(self, role: Role) -> Sequence[WorkerView]:
         """Workers that take new work of every role in the mask, oldest first."""
 
@@ -165,6 +187,10 @@ class FleetView(Protocol):
 
     def batch_room(self, role: Role) -> int:
         """The batches of all workers that take new work of this phase, together."""
+
+    def cached_tokens(self, ask: PlacementAsk) -> Mapping[WorkerId, int]:
+        """Workers that should have the KV of some of the prompt's first tokens, and of how many:
+        a guess."""
 
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         """False for two of which it is known that they cannot reach each other."""

@@ -35,4 +35,9 @@ def retry_after_s(*, num_queued: int, finished_per_s: float) -> float:
     """When the queue of now will have been served, at the rate of late; 1 to 60 s."""
     if finished_per_s <= 0.0:
         return _MAX_RETRY_AFTER_S
-    return min(max(num_queued / finished_per_s, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)
+    return clamp_retry_after(num_queued / finished_per_s)
+
+
+def clamp_retry_after(seconds: float) -> float:
+    """Neither so soon that nothing has changed, nor so late that nobody would wait."""
+    return min(max(seconds, _MIN_RETRY_AFTER_S), _MAX_RETRY_AFTER_S)

@@ -20,7 +20,7 @@ from pdray.core.snapshot import Role, WorkerSnapshot
 from pdray.engine.config import EngineConfig
 from pdray.frontend.frontend import Frontend
 from pdray.local import LocalController
-from pdray.policy.placement import PLACEMENT
+from pdray.policy.placement.least_loaded import LeastLoaded
 from pdray.worker.config import WorkerConfig
 from tests.equivalence.reference import Reference, ReferenceTokens
 from tests.local_cluster import random_prompts, request_of
@@ -67,7 +67,7 @@ class ProcessCluster:
         """Workers of which the control plane gets no news."""
         self.plane = ControlPlane(
             ControlConfig(max_queued_requests=64, queue_timeout_s=30, stale_after_s=1.0),
-            PLACEMENT.get("least_loaded")(),
+            LeastLoaded(),
         )
         self.controller = LocalController("test", self.plane)
         self.frontend = Frontend("test", self.controller, max_unread_tokens=4096)

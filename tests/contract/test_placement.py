@@ -10,7 +10,7 @@ from pdray.core.placement import Together
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 from pdray.policy.placement import PLACEMENT
 from pdray.policy.placement.base import MAX_DECODE_CANDIDATES, PlacementPolicy
-from tests.fleet_factories import make_ask, make_info, make_snapshot
+from tests.fleet_factories import make_ask, make_info, make_policy, make_snapshot
 
 
 def fleet_of(*infos: WorkerInfo) -> Fleet:
@@ -22,7 +22,7 @@ def fleet_of(*infos: WorkerInfo) -> Fleet:
 
 @pytest.fixture(params=PLACEMENT.names())
 def policy(request: pytest.FixtureRequest) -> PlacementPolicy:
-    return PLACEMENT.get(request.param)()
+    return make_policy(request.param)
 
 
 def test_an_empty_fleet_has_no_place(policy: PlacementPolicy) -> None:
@@ -108,6 +108,19 @@ def test_in_mode_soft_a_worker_does_both_phases_whoever_else_is_there(
     assert choice is not None
     assert choice.decode_ids == (choice.prefill_id,)
     assert choice.together is Together.ONE_POOL
+
+
+def test_an_explanation_begins_with_what_would_be_chosen_and_changes_nothing(
+    policy: PlacementPolicy,
+) -> None:
+    fleet = fleet_of(
+        *(make_info(f"p{i}", Role.PREFILL) for i in range(5)),
+        *(make_info(f"d{i}", Role.DECODE) for i in range(5)),
+    )
+    for i in range(6):
+        fleet.update(make_snapshot(f"p{i % 5}", prefill_backlog_tokens=100 * i), 0.0)
+        candidates = policy.explain(fleet, make_ask())
+        assert policy.place(fleet, make_ask()) == candidates[0].choice
 
 
 @pytest.mark.parametrize("phases", [Role.PREFILL, Role.DECODE])

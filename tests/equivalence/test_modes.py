@@ -44,7 +44,7 @@ def config_in(mode: Mode, model_path: Path) -> PdrayConfig:
     return config_of(model_path) if mode is Mode.POOLED else mixed(model_path, mode)
 
 
-@pytest.mark.parametrize("mode", [Mode.SOFT, Mode.POOLED])
+@pytest.mark.parametrize("mode", [Mode.SOFT, Mode.POOLED, Mode.AUTO])
 async def test_tokens_are_those_of_transformers_alone_and_together(
     mode: Mode, tiny_model_path: Path, expected: list[list[int]]
 ) -> None:

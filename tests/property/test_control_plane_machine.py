@@ -14,7 +14,7 @@ from pdray.core.placement import InFlight, KeptPrefix, Placement, PlacementAsk, 
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 from pdray.policy.placement import PLACEMENT
-from tests.fleet_factories import make_ask, make_info, make_snapshot
+from tests.fleet_factories import make_ask, make_info, make_policy, make_snapshot
 
 MAX_QUEUED = 3
 QUEUE_TIMEOUT_S = 20.0
@@ -84,7 +84,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
 
     def make_control(self) -> ControlPlane:
         config = ControlConfig(max_queued_requests=MAX_QUEUED, queue_timeout_s=QUEUE_TIMEOUT_S)
-        return ControlPlane(config, PLACEMENT.get(self.policy)())
+        return ControlPlane(config, make_policy(self.policy))
 
     def take(self, before: list[str]) -> None:
         """Takes decisions: each answers a request that waited in ``before``, and placements

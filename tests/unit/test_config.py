@@ -156,7 +156,11 @@ def test_a_prefill_application_has_no_other(tmp_path: Path) -> None:
         ("slo.ttft_s", float("inf"), ["slo.ttft_s = inf", "finite"]),
         ("pools.decode.engine.attention_backend", "spda", ["did you mean sdpa?"]),
         ("transfer.transport", "nixel", ["transport = 'nixel'", "did you mean nixl?"]),
-        ("controller.placement", "best", ["placement = 'best'", "least_loaded, round_robin"]),
+        (
+            "controller.placement",
+            "best",
+            ["placement = 'best'", "cost, least_loaded"],
+        ),
         ("serve.port", 70000, ["serve.port = 70000", "65535"]),
         ("serve.route_prefix", "v1", ["serve.route_prefix = 'v1'", "start with /"]),
         ("serve.application", "my app", ["serve.application = 'my app'", "lower-case"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,37 @@ MAX_DECODE_CANDIDATES = 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementChoice:
     """One prefill worker, and decode workers, best first; None or empty for a phase that is none
-    of ``view.phases``. Where one worker is to do both phases, ``together`` says why."""
+    of ``view.phases``. Where one worker is to do both phases, ``together`` says why.
+    ``queue_s`` is how long its prompt will wait for those before it, where the policy can tell."""
 
     prefill_id: WorkerId | None
     decode_ids: tuple[WorkerId, ...]
     together: Together | None = None
+    queue_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One that could be chosen, and what a policy foretells of it, in seconds; None where it does
+    not look at that. The less it costs the better, whatever that means to the policy."""
+
+    prefill_id: WorkerId | None
+    decode_ids: tuple[WorkerId, ...]
+    together: Together | None
+    cost: float
+    queue_s: float | None = None
+    ttft_s: float | None = None
+    handoff_s: float | None = None
+    itl_s: float | None = None
+
+    @property
+    def choice(self) -> PlacementChoice:
+        return PlacementChoice(
+            prefill_id=self.prefill_id,
+            decode_ids=self.decode_ids,
+            together=self.together,
+            queue_s=self.queue_s,
+        )
 
 
 class PlacementPolicy(Protocol):
@@ -30,6 +56,10 @@ class PlacementPolicy(Protocol):
     def place(self, view: FleetView, ask: PlacementAsk) -> PlacementChoice | None:
         """A choice out of ``pairings(view, ask)``, with at most ``MAX_DECODE_CANDIDATES``
         decode workers; None where there is no pair now."""
+
+    def explain(self, view: FleetView, ask: PlacementAsk) -> Sequence[Candidate]:
+        """What ``place`` would choose first, and the runners-up. Changes nothing: ``place`` makes
+        the same choice after it as before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,33 +81,33 @@ def pairings(view: FleetView, ask: PlacementAsk) -> list[Pairing]:
 
     In mode soft each worker is paired with itself; in others only where there is no other pair.
     """
+    prefills = able_to_prefill(view.ready(Role.PREFILL), ask)
+    return pair_up(view, prefills, able_to_decode(view.ready(Role.DECODE), ask))
+
+
+def pair_up(
+    view: FleetView, prefills: Sequence[WorkerView], decodes: Sequence[WorkerView]
+) -> list[Pairing]:
+    """Those of ``pairings`` that these workers make."""
     if view.phases is Role.PREFILL:
-        return [Pairing(prefill=prefill, decodes=()) for prefill in prefills_for(view, ask)]
-    decodes = decodes_for(view, ask)
+        return [Pairing(prefill=prefill, decodes=()) for prefill in prefills]
     if view.phases is Role.DECODE:
         return [Pairing(prefill=None, decodes=decodes)] if decodes else []
     if view.mode is Mode.SOFT:
-        return _alone(decodes, Together.ONE_POOL)
-    return _apart(view, prefills_for(view, ask), decodes) or _alone(decodes, Together.ALONE)
+        return singles(decodes, Together.ONE_POOL)
+    return _apart(view, prefills, decodes) or singles(decodes, Together.ALONE)
 
 
-def prefills_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
-    """Ready workers that can hold the prompt."""
-    return [
-        worker
-        for worker in view.ready(Role.PREFILL)
-        if worker.info.max_sequence_tokens >= ask.num_prompt_tokens
-    ]
+def able_to_prefill(workers: Iterable[WorkerView], ask: PlacementAsk) -> list[WorkerView]:
+    """Those that can hold the prompt."""
+    num_tokens = ask.num_prompt_tokens
+    return [worker for worker in workers if worker.info.max_sequence_tokens >= num_tokens]
 
 
-def decodes_for(view: FleetView, ask: PlacementAsk) -> list[WorkerView]:
-    """Ready workers that can hold the prompt and its output."""
-    num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
-    return [
-        worker
-        for worker in view.ready(Role.DECODE)
-        if worker.info.max_sequence_tokens >= num_total_tokens
-    ]
+def able_to_decode(workers: Iterable[WorkerView], ask: PlacementAsk) -> list[WorkerView]:
+    """Those that can hold the prompt and its output."""
+    num_tokens = ask.num_prompt_tokens + ask.max_tokens
+    return [worker for worker in workers if worker.info.max_sequence_tokens >= num_tokens]
 
 
 def _apart(
@@ -100,9 +130,10 @@ def _apart(
     return pairs
 
 
-def _alone(workers: Sequence[WorkerView], together: Together) -> list[Pairing]:
+def singles(decodes: Sequence[WorkerView], together: Together) -> list[Pairing]:
+    """Those of decode workers that compute prompts too, each paired with itself."""
     return [
         Pairing(prefill=worker, decodes=[worker], together=together)
-        for worker in workers
+        for worker in decodes
         if Role.PREFILL in worker.info.role
     ]

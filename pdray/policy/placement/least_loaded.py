@@ -9,7 +9,7 @@ from pdray.core.mode import Mode
 from pdray.core.placement import PlacementAsk, Together
 from pdray.core.snapshot import FleetView, Role, WorkerView
 
-from .base import MAX_DECODE_CANDIDATES, Pairing, PlacementChoice
+from .base import MAX_DECODE_CANDIDATES, Candidate, Pairing, PlacementChoice, pairings
 
 
 class LeastLoaded:
@@ -26,6 +26,31 @@ class LeastLoaded:
             decode_ids=tuple(worker.info.worker_id for worker in best.decodes),
             together=best.together,
         )
+
+    def explain(self, view: FleetView, ask: PlacementAsk) -> tuple[Candidate, ...]:
+        return tuple(_candidate(pair) for pair in sorted(pairings(view, ask), key=_load))
+
+
+def _load(pair: Pairing) -> tuple[int, float, int]:
+    """The fleet's order: of what does not prefill, by the least full."""
+    if pair.prefill is None:
+        least = min(pair.decodes, key=_fullness)
+        return 0, *_fullness(least)
+    return pair.prefill.prefill_backlog_tokens, *_fullness(pair.prefill)
+
+
+def _fullness(worker: WorkerView) -> tuple[float, int]:
+    return worker.fullness, worker.num_decoding
+
+
+def _candidate(pair: Pairing) -> Candidate:
+    decodes = sorted(pair.decodes, key=_fullness)[:MAX_DECODE_CANDIDATES]
+    return Candidate(
+        prefill_id=pair.prefill_id,
+        decode_ids=tuple(worker.info.worker_id for worker in decodes),
+        together=pair.together,
+        cost=_load(pair)[0],
+    )
 
 
 def _best(view: FleetView, ask: PlacementAsk) -> Pairing | None:

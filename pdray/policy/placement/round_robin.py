@@ -9,7 +9,7 @@ from pdray.core.placement import PlacementAsk
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import FleetView
 
-from .base import MAX_DECODE_CANDIDATES, PlacementChoice, pairings
+from .base import MAX_DECODE_CANDIDATES, Candidate, Pairing, PlacementChoice, pairings
 
 Id = TypeVar("Id", bound=WorkerId | None)
 
@@ -23,23 +23,34 @@ class RoundRobin:
         self._decode_turns: dict[WorkerId, int] = {}
 
     def place(self, view: FleetView, ask: PlacementAsk) -> PlacementChoice | None:
-        pairs = pairings(view, ask)
-        if not pairs:
+        candidates = self.explain(view, ask)
+        if not candidates:
             return None
+        choice = candidates[0].choice
         self._num_turns += 1
-        by_prefill = {pair.prefill_id: pair for pair in pairs}
-        prefill_id = self._next(self._prefill_turns, list(by_prefill))[0]
-        decode_ids = [decode.info.worker_id for decode in by_prefill[prefill_id].decodes]
-        decode_ids = self._next(self._decode_turns, decode_ids)[:MAX_DECODE_CANDIDATES]
-        return PlacementChoice(
-            prefill_id=prefill_id,
-            decode_ids=tuple(decode_ids),
-            together=by_prefill[prefill_id].together,
+        self._prefill_turns[choice.prefill_id] = self._num_turns
+        if choice.decode_ids:
+            self._decode_turns[choice.decode_ids[0]] = self._num_turns
+        return choice
+
+    def explain(self, view: FleetView, ask: PlacementAsk) -> tuple[Candidate, ...]:
+        by_prefill = {pair.prefill_id: pair for pair in pairings(view, ask)}
+        turns = self._prefill_turns
+        return tuple(
+            self._candidate(by_prefill[prefill_id], turns.get(prefill_id, 0))
+            for prefill_id in _by_turn(turns, list(by_prefill))
         )
 
-    def _next(self, turns: dict[Id, int], ids: Sequence[Id]) -> list[Id]:
-        """All of them, the first of which has its turn."""
-        by_turn = sorted(ids, key=lambda each: turns.get(each, 0))
-        if by_turn:
-            turns[by_turn[0]] = self._num_turns
-        return by_turn
+    def _candidate(self, pair: Pairing, turn: int) -> Candidate:
+        decode_ids = [decode.info.worker_id for decode in pair.decodes]
+        return Candidate(
+            prefill_id=pair.prefill_id,
+            decode_ids=tuple(_by_turn(self._decode_turns, decode_ids)[:MAX_DECODE_CANDIDATES]),
+            together=pair.together,
+            cost=turn,
+        )
+
+
+def _by_turn(turns: dict[Id, int], ids: Sequence[Id]) -> list[Id]:
+    """The one whose turn it is first."""
+    return sorted(ids, key=lambda each: turns.get(each, 0))

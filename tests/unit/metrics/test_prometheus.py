@@ -82,6 +82,7 @@ def snapshot(**changes: int) -> WorkerSnapshot:
         prefix_query_tokens=0,
         prefix_hit_tokens=0,
         num_evicted_blocks=0,
+        step_time=None,
         reads=(),
     )
     return replace(known, **changes)

@@ -42,7 +42,7 @@ def test_prompts_placed_since_the_snapshot_count_until_the_next_one() -> None:
 
 def test_decode_candidates_are_ranked_by_the_fuller_of_batch_and_memory() -> None:
     fleet = fleet_with(1, 3)
-    fleet.book_decode(WorkerId("d0"), 3)  # 3 of a batch of 4
+    fleet.book_decode(WorkerId("d0"), 3, 300)  # 3 of a batch of 4
     fleet.update(make_snapshot("d1", num_held_blocks=50), 0.0)
     fleet.update(make_snapshot("d2", num_held_blocks=90), 0.0)
     assert place(fleet).decode_ids == ("d1", "d0", "d2")

@@ -1,0 +1,27 @@
+"""The control plane that a config asks for: the same for Ray and for one process."""
+
+from __future__ import annotations
+
+import random
+
+from pdray.config import PdrayConfig
+from pdray.control.controller import ControlConfig, ControlPlane
+from pdray.core.slo import Slo
+from pdray.policy.placement import PLACEMENT
+
+
+def make_control_plane(config: PdrayConfig) -> ControlPlane:
+    """Equal configs make control planes that, told the same, decide the same."""
+    settings = config.controller
+    slo = Slo(**config.slo.model_dump())
+    policy = PLACEMENT.get(settings.placement)(slo, random.Random(config.generation))
+    return ControlPlane(
+        ControlConfig(
+            max_queued_requests=settings.max_queued_requests,
+            queue_timeout_s=settings.queue_timeout_s,
+            phases=config.phases,
+            mode=config.mode,
+            refuse_after_s=slo.ttft_s if settings.early_refusal else None,
+        ),
+        policy,
+    )

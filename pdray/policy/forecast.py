@@ -1,0 +1,124 @@
+"""What a placement would mean, in seconds: for its own request, and for those that run already.
+
+Everything is foretold from the workers' fitted step times (`core/step_time.py`); nothing here
+knows which worker is which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdray.core.placement import PlacementAsk
+from pdray.core.snapshot import WorkerView
+from pdray.core.step_time import StepTime, StepWork
+
+UNMEASURED = StepTime(
+    base_s=0.01, prefill_token_s=1e-4, prefill_pair_s=0.0, decode_s=1e-3, context_token_s=1e-7
+)
+"""A worker that has made no step yet: among its like it is as good as any other."""
+MAX_FORETOLD_OUTPUT_TOKENS = 256
+"""Nobody knows how long an answer will be; ``max_tokens`` is often the model's limit."""
+_MIN_PREFILL_SHARE = 0.05
+"""Of a step beside decodes, however full it is: its floor."""
+_MAX_LOAD = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillForecast:
+    """``others_s`` is what it takes from the decodes that run on the same worker, all together."""
+
+    queue_s: float
+    compute_s: float
+    others_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        return self.queue_s + self.compute_s
+
+    @property
+    def cost_s(self) -> float:
+        return self.queue_s + self.compute_s + self.others_s
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeForecast:
+    """``wait_s``: until it has a seat and blocks. ``decode_s``: for all of its tokens.
+    ``others_s``: what a longer step takes from all others of the batch, for as long."""
+
+    itl_s: float
+    wait_s: float
+    decode_s: float
+    others_s: float
+
+    @property
+    def cost_s(self) -> float:
+        return self.wait_s + self.decode_s + self.others_s
+
+
+def step_time_of(worker: WorkerView, stand_in: StepTime = UNMEASURED) -> StepTime:
+    """What is known of it; for a phase that it has not run yet, what ``stand_in`` says."""
+    own = worker.step_time
+    if own is None:
+        return stand_in
+    if own.prefill_token_s > 0.0 and own.decode_s + own.context_token_s > 0.0:
+        return own
+    has_prefilled = own.prefill_token_s > 0.0
+    return StepTime(
+        base_s=own.base_s,
+        prefill_token_s=own.prefill_token_s if has_prefilled else stand_in.prefill_token_s,
+        prefill_pair_s=own.prefill_pair_s if has_prefilled else stand_in.prefill_pair_s,
+        decode_s=stand_in.decode_s if has_prefilled else own.decode_s,
+        context_token_s=stand_in.context_token_s if has_prefilled else own.context_token_s,
+    )
+
+
+def forecast_prefill(
+    worker: WorkerView, ask: PlacementAsk, num_cached_tokens: int, step_time: StepTime, itl_s: float
+) -> PrefillForecast:
+    """Beside decodes, prompts get what these leave of a step as long as ``itl_s``."""
+    max_chunk = worker.info.max_tokens_per_step
+    backlog = worker.prefill_backlog_tokens
+    queue_s = backlog * step_time.prefill_token_s - (-backlog // max_chunk) * step_time.base_s
+    compute_s = step_time.prompt_s(
+        ask.num_prompt_tokens,
+        num_cached_tokens=min(num_cached_tokens, ask.num_prompt_tokens - 1),
+        max_chunk_tokens=max_chunk,
+    )
+    num_decodes = worker.num_decoding
+    if num_decodes == 0:
+        return PrefillForecast(queue_s, compute_s, 0.0)
+    work = StepWork(num_decodes=num_decodes, num_context_tokens=worker.num_decoding_tokens)
+    share = max(1.0 - step_time.step_s(work) / itl_s, _MIN_PREFILL_SHARE)
+    return PrefillForecast(queue_s / share, compute_s / share, num_decodes * compute_s)
+
+
+def forecast_decode(worker: WorkerView, ask: PlacementAsk, step_time: StepTime) -> DecodeForecast:
+    """Where prompts are computed too, they take from its time what they have taken of late."""
+    num_others = worker.num_decoding
+    others = StepWork(num_decodes=num_others, num_context_tokens=worker.num_decoding_tokens)
+    num_tokens = min(ask.max_tokens, MAX_FORETOLD_OUTPUT_TOKENS)
+    itl_s = step_time.step_s(others.with_decode(ask.num_prompt_tokens + num_tokens // 2))
+    load = min(worker.prefill_tokens_per_s * step_time.prefill_token_s, _MAX_LOAD)
+    decode_s = num_tokens * itl_s / (1.0 - load)
+    # One in, one out: those who run leave in the time that one of them takes.
+    num_seats = worker.info.max_batch_size
+    over = max((num_others + 1 - num_seats) / num_seats, 0.0)
+    if worker.kv_utilization >= 1.0:
+        over += 1.0 / num_seats
+    others_s = num_others * num_tokens * (itl_s - step_time.step_s(others) if num_others else 0.0)
+    return DecodeForecast(itl_s, over * decode_s, decode_s, others_s)
+
+
+def fits_in_a_step(
+    worker: WorkerView,
+    num_prompt_tokens: int,
+    num_cached_tokens: int,
+    step_time: StepTime,
+    itl_s: float,
+) -> bool:
+    """Whether the rest of a prompt can be computed in one step beside all that decodes here,
+    within the time that a step may take."""
+    work = StepWork(
+        num_decodes=worker.num_decoding, num_context_tokens=worker.num_decoding_tokens
+    ).with_chunk(num_cached_tokens, num_prompt_tokens - num_cached_tokens)
+    return step_time.step_s(work) <= itl_s
