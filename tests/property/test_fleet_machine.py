@@ -84,8 +84,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(name=NAMES, change=st.sampled_from([1, 1, -1]))
     def book_decode(self, name: str, change: int) -> None:
-        if change > 0 or self.fleet.decoding().get(WorkerId(name), 0) > 0:
-            self.fleet.book_decode(WorkerId(name), change)
+        if change > 0 or WorkerId(name) in self.fleet.decoding():
+            self.fleet.book_decode(WorkerId(name), change, change * 100)
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 4.0]))
     def time_passes(self, seconds: float) -> None:

@@ -49,7 +49,7 @@ def test_it_is_the_best_of_all_pairs(
         fleet.add(info, 0.0)
         told = make_snapshot(name, prefill_backlog_tokens=100 * backlog, num_held_blocks=25 * held)
         fleet.update(told, 0.0)
-        fleet.book_decode(WorkerId(name), decoding)
+        fleet.book_decode(WorkerId(name), decoding, 100 * decoding)
     for one, other in failed:
         fleet.pair_met(WorkerId(f"w{one}"), WorkerId(f"w{other}"), "no way")
     assert LeastLoaded().place(fleet, ASK) == best_of_all(fleet, ASK)
