@@ -88,7 +88,7 @@ def make_pdray_api(interval_s: float, tokenizer_path: Path) -> FastAPI:
     """pdray's ingress as it is; ``tokenizer_path`` is a folder of ``save_stamp_tokenizer``."""
 
     async def limits() -> ServingLimits:
-        return ServingLimits(max_model_len=10**6, max_sequence_tokens=10**6)
+        return ServingLimits(max_model_len=10**6, max_sequence_tokens=10**6, model_digest="stamped")
 
     async def missing() -> str | None:
         return None

@@ -145,7 +145,12 @@ class LocalCluster:
     async def _observe(self) -> None:
         while True:
             for worker in self.workers:
-                self.plane.snapshot(worker.snapshot(), WallClock().now())
+                now = WallClock().now()
+                self.plane.snapshot(worker.snapshot(), now)
+                report = worker.prefix_report()
+                worker_id = worker.config.worker_id
+                if report is not None and not self.plane.prefixes_told(worker_id, report, now):
+                    worker.restart_prefix_reports()
             self.controller.tick()
             await asyncio.sleep(SNAPSHOT_S)
 

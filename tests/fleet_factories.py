@@ -42,6 +42,8 @@ def make_info(
         dtype=dtype,
         layout_digest=layout_digest,
         layout_text=f"layout {layout_digest}",
+        model_digest="model",
+        block_size=16,
         num_blocks=100,
         max_batch_size=max_batch_size,
         max_tokens_per_step=512,

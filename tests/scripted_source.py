@@ -54,7 +54,9 @@ class ScriptedSource:
         if not self.is_up:
             raise UnavailableError("no decode worker is up")
         return ServingLimits(
-            max_model_len=self.max_model_len, max_sequence_tokens=self.max_sequence_tokens
+            max_model_len=self.max_model_len,
+            max_sequence_tokens=self.max_sequence_tokens,
+            model_digest="scripted",
         )
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:

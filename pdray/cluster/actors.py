@@ -183,14 +183,25 @@ class WorkerActor:
             except (RayError, TimeoutError) as error:
                 logger.info("no controller: worker_id=%s %s", spec.worker_id, type(error).__name__)
                 controller = None
+                # What was under way may not have arrived, and the next one knows nothing.
+                self._restart_prefix_reports()
             await asyncio.sleep(_HEARTBEAT_S)
 
     async def _send_heartbeat(self, controller: ControllerHandle) -> bool:
         """Whether the controller wants this worker."""
+        worker = self._worker
         heartbeat = Heartbeat(
             pool=self._spec.pool,
             index=self._spec.index,
             progress=self._progress,
-            snapshot=None if self._worker is None else self._worker.snapshot(),
+            snapshot=None if worker is None else worker.snapshot(),
+            prefixes=None if worker is None else worker.prefix_report(),
         )
-        return await asyncio.wait_for(controller.heartbeat.remote(heartbeat), _HEARTBEAT_TIMEOUT_S)
+        reply = await asyncio.wait_for(controller.heartbeat.remote(heartbeat), _HEARTBEAT_TIMEOUT_S)
+        if not reply.knows_prefixes:
+            self._restart_prefix_reports()
+        return reply.is_wanted
+
+    def _restart_prefix_reports(self) -> None:
+        if self._worker is not None:
+            self._worker.restart_prefix_reports()

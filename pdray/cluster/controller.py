@@ -30,7 +30,7 @@ from pdray.core.snapshot import WorkerInfo
 from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle, WorkerHandle
 from .introductions import Introductions
-from .messages import Claim, ControllerStatus, Heartbeat, Renewal
+from .messages import Claim, ControllerStatus, Heartbeat, HeartbeatReply, Renewal
 from .names import NAMESPACE, controller_name
 from .pool import WorkerPools
 from .takeover import Takeover
@@ -138,16 +138,20 @@ class ControllerActor:
 
     # For workers
 
-    async def heartbeat(self, heartbeat: Heartbeat) -> bool:
-        """Whether this worker is wanted: its lease is renewed then."""
+    async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         slot = self._pools.find(heartbeat.pool, heartbeat.index)
         if slot is None or slot.is_over:
-            return False
+            return HeartbeatReply(is_wanted=False, knows_prefixes=False)
         slot.heard(heartbeat.progress)
+        now = self._clock.now()
+        knows_prefixes = True
         if heartbeat.snapshot is not None:
-            self._control.snapshot(heartbeat.snapshot, self._clock.now())
+            worker_id = heartbeat.snapshot.worker_id
+            if heartbeat.prefixes is not None:
+                knows_prefixes = self._control.prefixes_told(worker_id, heartbeat.prefixes, now)
+            self._control.snapshot(heartbeat.snapshot, now)
             self._deliver()
-        return True
+        return HeartbeatReply(is_wanted=True, knows_prefixes=knows_prefixes)
 
     # For launchers and other generations
 

@@ -17,7 +17,7 @@ from pdray.core.placement import (
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
 
-from .messages import Claim, ControllerStatus, Heartbeat, Renewal, StartFailure
+from .messages import Claim, ControllerStatus, Heartbeat, HeartbeatReply, Renewal, StartFailure
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -51,7 +51,7 @@ class ControllerHandle(Protocol):
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]
     metrics: RemoteMethod[[str], list[bytes]]
-    heartbeat: RemoteMethod[[Heartbeat], bool]
+    heartbeat: RemoteMethod[[Heartbeat], HeartbeatReply]
     hold: RemoteMethod[[float], None]
     status: RemoteMethod[[], ControllerStatus]
     claim: RemoteMethod[[], Claim]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pdray.config import PdrayConfig
 from pdray.core.placement import ServingLimits
+from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerSnapshot, WorkerState
 
@@ -32,12 +33,22 @@ class StartFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """Worker to controller; the reply renews the worker's lease. No snapshot while it starts."""
+    """Worker to controller. No snapshot while it starts; no prefixes where nothing is new."""
 
     pool: str
     index: int
     progress: str
     snapshot: WorkerSnapshot | None
+    prefixes: PrefixReport | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatReply:
+    """``is_wanted`` renews the worker's lease. Where the controller does not know what its
+    ``prefixes`` follow on, it has to start them again."""
+
+    is_wanted: bool
+    knows_prefixes: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

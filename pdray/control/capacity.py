@@ -18,6 +18,7 @@ class Kind:
     role: Role
     max_sequence_tokens: int
     max_model_len: int
+    model_digest: str
 
 
 Pair = tuple[Kind | None, Kind | None]
@@ -68,7 +69,13 @@ class Capacity:
 
 
 def kind_of(info: WorkerInfo) -> Kind:
-    return Kind(info.layout_digest, info.role, info.max_sequence_tokens, info.max_model_len)
+    return Kind(
+        layout_digest=info.layout_digest,
+        role=info.role,
+        max_sequence_tokens=info.max_sequence_tokens,
+        max_model_len=info.max_model_len,
+        model_digest=info.model_digest,
+    )
 
 
 def _pairs(kinds: Iterable[Kind], phases: Role) -> Iterator[Pair]:
@@ -93,8 +100,9 @@ def _limits(pairs: Iterable[Pair]) -> ServingLimits | None:
     if not found:
         return None
     max_model_len = max(min(kind.max_model_len for kind in pair) for pair in found)
-    max_sequence_tokens = max(pair[-1].max_sequence_tokens for pair in found)
+    largest = max(found, key=lambda pair: pair[-1].max_sequence_tokens)[-1]
     return ServingLimits(
         max_model_len=max_model_len,
-        max_sequence_tokens=min(max_sequence_tokens, max_model_len),
+        max_sequence_tokens=min(largest.max_sequence_tokens, max_model_len),
+        model_digest=largest.model_digest,
     )

@@ -19,6 +19,7 @@ from pdray.core.placement import (
     Refusal,
     ServingLimits,
 )
+from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
 from pdray.policy.admission import max_in_flight
@@ -35,8 +36,9 @@ from .router import Router
 class ControlConfig:
     """``frontend_timeout_s``: a frontend that says nothing for so long is forgotten.
     ``stale_after_s``: a worker without a snapshot for so long gets no new work. ``phases``: what
-    requests are placed for, and ``mode`` how. ``max_known_prefixes``: of so many it is known
-    which worker has their KV. ``refuse_after_s``: a prompt that would have to wait for
+    requests are placed for, and ``mode`` how. ``max_known_prefixes``: of so many ends of requests
+    it is known which worker has their KV before that says so itself, ``max_known_blocks`` of
+    workers' prefix caches are known. ``refuse_after_s``: a prompt that would have to wait for
     longer before it is computed is refused at once."""
 
     max_queued_requests: int
@@ -47,6 +49,7 @@ class ControlConfig:
     mode: Mode = Mode.POOLED
     refuse_after_s: float | None = None
     max_known_prefixes: int = 65536
+    max_known_blocks: int = 10_000_000
 
 
 @dataclass(slots=True)
@@ -61,13 +64,14 @@ class ControlPlane:
     def __init__(self, config: ControlConfig, policy: PlacementPolicy) -> None:
         self._config = config
         self._directory = PrefixDirectory(config.max_known_prefixes)
-        self._fleet = Fleet(config.phases, config.mode, self._directory)
+        self._fleet = Fleet(
+            config.phases, config.mode, self._directory, max_known_blocks=config.max_known_blocks
+        )
         self._table = InFlightTable(self._fleet)
         self._router = Router(
             policy,
             self._fleet,
             self._table,
-            self._directory,
             max_queued=config.max_queued_requests,
             refuse_after_s=config.refuse_after_s,
         )
@@ -99,6 +103,11 @@ class ControlPlane:
     def snapshot(self, snapshot: WorkerSnapshot, now: float) -> None:
         self._fleet.update(snapshot, now)
         self._place_queued(now)
+
+    def prefixes_told(self, worker_id: WorkerId, report: PrefixReport, now: float) -> bool:
+        """What has come into a worker's prefix cache, and what has gone. False asks it to start
+        again: this is not what follows on what is known of it."""
+        return self._fleet.prefixes_told(worker_id, report)
 
     # Events of frontends
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 from pdray.core.mode import Mode
 from pdray.core.placement import PlacementAsk, ServingLimits
+from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
 
 from .capacity import Capacity
 from .link_costs import LinkCosts
 from .prefix_directory import PrefixDirectory
+from .prefix_index import PrefixIndex
 from .ready_workers import ReadyWorkers
 from .worker_record import NOTHING_BOOKED, Booked, WorkerRecord
 
@@ -27,6 +29,7 @@ class Fleet:
         phases: Role = Role.MIXED,
         mode: Mode = Mode.POOLED,
         prefixes: PrefixDirectory | None = None,
+        max_known_blocks: int = 1 << 16,
     ) -> None:
         self.phases = phases
         self.mode = mode
@@ -39,7 +42,8 @@ class Fleet:
         self._failed_pairs: dict[frozenset[WorkerId], str] = {}
         # Kept apart from the records: a remade controller hears of requests before workers.
         self._decoding: dict[WorkerId, Booked] = {}
-        self._prefixes = PrefixDirectory(0) if prefixes is None else prefixes
+        self._directory = PrefixDirectory(0) if prefixes is None else prefixes
+        self._prefixes = PrefixIndex(max_known_blocks)
         self._link_costs = LinkCosts()
 
     def __contains__(self, worker_id: WorkerId | None) -> bool:
@@ -67,10 +71,13 @@ class Fleet:
         return not self._failed_pairs or frozenset((one, other)) not in self._failed_pairs
 
     def cached_tokens(self, ask: PlacementAsk) -> dict[WorkerId, int]:
-        tokens: dict[WorkerId, int] = {}
-        for kept in self._prefixes.find(ask.prefix_names):
-            tokens.setdefault(kept.worker_id, kept.num_tokens)
+        tokens = self._prefixes.find(ask.prefix_names)
+        for kept in self._directory.find(ask.prefix_names):
+            tokens[kept.worker_id] = max(tokens.get(kept.worker_id, 0), kept.num_tokens)
         return tokens
+
+    def cached_tokens_at(self, ask: PlacementAsk, worker_id: WorkerId) -> int:
+        return self._prefixes.count_tokens(ask.prefix_names, worker_id)
 
     def transfer_s(self, source: WorkerId, target: WorkerId, num_bytes: int) -> float | None:
         if source == target:
@@ -105,6 +112,7 @@ class Fleet:
         self._num_joined += 1
         self._workers[info.worker_id] = self._heard[info.worker_id] = record
         self._capacity.add(info)
+        self._prefixes.join(info.worker_id, info.block_size)
         self._ready.refresh(record)
         return record
 
@@ -114,6 +122,7 @@ class Fleet:
             self._heard.pop(worker_id, None)
             self._capacity.remove(record.info)
             self._ready.remove(record)
+            self._prefixes.leave(worker_id)
         for pair in [pair for pair in self._failed_pairs if worker_id in pair]:
             del self._failed_pairs[pair]
 
@@ -128,6 +137,10 @@ class Fleet:
         self._heard.pop(snapshot.worker_id, None)
         self._heard[snapshot.worker_id] = record
         self._ready.refresh(record)
+
+    def prefixes_told(self, worker_id: WorkerId, report: PrefixReport) -> bool:
+        """False where the worker has to start its reports again."""
+        return self._prefixes.report(worker_id, report)
 
     def drain(self, worker_id: WorkerId) -> None:
         record = self._workers.get(worker_id)
@@ -162,6 +175,7 @@ class Fleet:
             del self._heard[record.info.worker_id]
             record.is_stale = True
             self._ready.refresh(record)
+        self._prefixes.sweep()
 
     def check_integrity(self) -> None:
         """Asserts that what events have kept up to date is what all workers together say."""
@@ -170,6 +184,7 @@ class Fleet:
             record.check_integrity()
         self._capacity.check_integrity(record.info for record in records)
         self._ready.check_integrity(records)
+        self._prefixes.check_integrity()
         fresh = sorted(
             (record for record in records if not record.is_stale), key=lambda record: record.seen_at
         )

@@ -25,7 +25,6 @@ from pdray.policy.placement.base import PlacementChoice, PlacementPolicy
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
-from .prefix_directory import PrefixDirectory
 from .worker_record import WorkerRecord
 
 
@@ -48,7 +47,6 @@ class Router:
         policy: PlacementPolicy,
         fleet: Fleet,
         table: InFlightTable,
-        directory: PrefixDirectory,
         *,
         max_queued: int,
         refuse_after_s: float | None,
@@ -56,7 +54,6 @@ class Router:
         self._policy = policy
         self._fleet = fleet
         self._table = table
-        self._directory = directory
         self._max_queued = max_queued
         self._refuse_after_s = refuse_after_s
         self._queue: OrderedDict[str, QueuedRequest] = OrderedDict()
@@ -223,12 +220,15 @@ class Router:
         """Where the longest known prefix of the prompt is, unless that is where it is computed."""
         if prefill is None:
             return None
-        for kept in self._directory.find(ask.prefix_names):
-            source = self._fleet.get(kept.worker_id)
-            if source is prefill:
+        tokens = self._fleet.cached_tokens(ask)
+        prefill_id = prefill.info.worker_id
+        num_own_tokens = tokens.get(prefill_id) or self._fleet.cached_tokens_at(ask, prefill_id)
+        for worker_id in sorted(tokens, key=tokens.__getitem__, reverse=True):
+            source = self._fleet.get(worker_id)
+            if tokens[worker_id] <= num_own_tokens:
                 return None
             if source is not None and self._may_lend(source, prefill):
-                return PrefixSource(address=source.info.address, num_tokens=kept.num_tokens)
+                return PrefixSource(address=source.info.address, num_tokens=tokens[worker_id])
         return None
 
     def _may_lend(self, source: WorkerRecord, prefill: WorkerRecord) -> bool:

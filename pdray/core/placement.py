@@ -95,10 +95,11 @@ class Refusal:
 class ServingLimits:
     """The longest sequence (prompt and output tokens) that some pair of live workers takes: by
     the model's length, and by the KV memory of the decode worker (of the prefill worker where
-    the application has no other)."""
+    the application has no other). ``model_digest`` is part of its prefixes' names."""
 
     max_model_len: int
     max_sequence_tokens: int
+    model_digest: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

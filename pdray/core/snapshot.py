@@ -63,6 +63,8 @@ class WorkerInfo:
     layout_digest: str
     """Equal where one worker's KV blocks can be made of the other's."""
     layout_text: str
+    model_digest: str
+    block_size: int
     num_blocks: int
     max_batch_size: int
     max_tokens_per_step: int
@@ -190,7 +192,10 @@ class FleetView(Protocol):
 
     def cached_tokens(self, ask: PlacementAsk) -> Mapping[WorkerId, int]:
         """Workers that should have the KV of some of the prompt's first tokens, and of how many:
-        a guess."""
+        a guess. Of many such workers, some of those with the most."""
+
+    def cached_tokens_at(self, ask: PlacementAsk, worker_id: WorkerId) -> int:
+        """The same of one worker, whether or not it is among those."""
 
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         """False for two of which it is known that they cannot reach each other."""

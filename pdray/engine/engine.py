@@ -36,6 +36,7 @@ from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.sequence_blocks import SequenceBlocks, TurnEnd
 from pdray.engine.shared_prefixes import SharedPrefixes
 from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
+from pdray.engine.told_prefixes import ToldPrefixes
 from pdray.kvcache.block_pool import BlockPool, NextTier
 
 
@@ -114,6 +115,7 @@ class Engine:
             holds=self.holds,
             lock=self._changed,
         )
+        self.told_prefixes = ToldPrefixes(self.layout.groups, self.pool, self._changed)
         self._run_ahead: RunAhead | None = None
         if runs_ahead:
             self._run_ahead = RunAhead(

@@ -179,11 +179,13 @@ class Frontend:
             next_index=len(request.output_token_ids),
             max_unread_tokens=self._max_unread_tokens,
         )
-        live = LiveRequest(request, stream, timing, PrefixNames(request))
+        live = LiveRequest(request, stream, timing)
         outcome = Outcome.CANCELLED
         self._live[request.request_id] = live
         try:
-            check_fits(request, await self._controller.limits())
+            limits = await self._controller.limits()
+            check_fits(request, limits)
+            live.names = PrefixNames(request, limits.model_digest)
             await start(live)
             while True:
                 delta = await stream.read()
@@ -202,6 +204,7 @@ class Frontend:
 
     async def _place(self, live: LiveRequest) -> Placement:
         request = live.request
+        assert live.names is not None, "placed before it was looked at"
         ask = PlacementAsk(
             request_id=request.request_id,
             num_prompt_tokens=request.num_prompt_tokens,

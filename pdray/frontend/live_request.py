@@ -27,7 +27,7 @@ class LiveRequest:
     request: Request
     stream: TokenStream
     timing: RequestTiming
-    names: PrefixNames
+    names: PrefixNames | None = None
     state: RequestState = RequestState.QUEUED
     links: dict[str, Connection] = field(default_factory=dict)
     prefill_id: str | None = None
@@ -78,7 +78,7 @@ class LiveRequest:
     def kept(self) -> list[KeptPrefix]:
         """What is left of it in the prefix cache of the worker that made its newest token."""
         worker_id = self.decode_id if self.has_decoded else self.prefill_id
-        if worker_id is None or not self.stream.token_ids:
+        if worker_id is None or self.names is None or not self.stream.token_ids:
             return []
         return self.names.kept_by(WorkerId(worker_id), self.stream.token_ids)
 

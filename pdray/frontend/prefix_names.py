@@ -1,31 +1,28 @@
-"""What a request's prefixes are called between frontends and their controller."""
+"""What a request's prefixes are called at the controller: as workers call theirs, but shorter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pdray.core.placement import KeptPrefix
+from pdray.core.prefix_report import PREFIX_NAME_BYTES
 from pdray.core.request import Request, WorkerId
 from pdray.kvcache.prefix_hash import HASH_TOKENS, PrefixHasher
-
-_NAME_BYTES = 8
-"""Two prefixes of one name cost a vain look into a prefix cache, where names are longer."""
 
 
 class PrefixNames:
     """Names of one request's prefixes, of every 16 tokens with all before them: of the prompt and
     what earlier attempts have put behind it."""
 
-    def __init__(self, request: Request) -> None:
-        # All requests of one controller are for one model, so its digest need not be in a name.
-        self._hasher = PrefixHasher("")
+    def __init__(self, request: Request, model_digest: str) -> None:
+        self._hasher = PrefixHasher(model_digest)
         self._parent = self._hasher.root(request.cache_salt)
         self._token_ids = request.prompt_token_ids + request.output_token_ids
         self._hashes = self._hasher.chain(self._parent, self._token_ids)
 
     @property
     def names(self) -> tuple[bytes, ...]:
-        return tuple(prefix[:_NAME_BYTES] for prefix in self._hashes)
+        return tuple(prefix[:PREFIX_NAME_BYTES] for prefix in self._hashes)
 
     def kept_by(self, worker_id: WorkerId, token_ids: Sequence[int]) -> list[KeptPrefix]:
         """What is left in the prefix cache of the worker that made ``token_ids``: the prefixes at
@@ -37,7 +34,7 @@ class PrefixNames:
         hashes = [*self._hashes, *self._hasher.chain(parent, rest)]
         return [
             KeptPrefix(
-                name=hashes[count - 1][:_NAME_BYTES],
+                name=hashes[count - 1][:PREFIX_NAME_BYTES],
                 num_tokens=count * HASH_TOKENS,
                 worker_id=worker_id,
             )

@@ -5,8 +5,9 @@ Knows no holders and no order of use: the block pool does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pdray.kvcache.layout import KVGroup
 
@@ -89,10 +90,19 @@ def names_of_hit(
     ]
 
 
+class NameListener(Protocol):
+    """Told of every name that a block gets or loses."""
+
+    def came(self, name: BlockName) -> None: ...
+
+    def went(self, name: BlockName) -> None: ...
+
+
 class PrefixIndex:
     """A block has one name at most, and a name one block."""
 
     def __init__(self) -> None:
+        self.log: NameListener | None = None
         self._blocks: dict[BlockName, int] = {}
         self._names: dict[int, BlockName] = {}
 
@@ -105,6 +115,10 @@ class PrefixIndex:
     def __getitem__(self, name: BlockName) -> int:
         return self._blocks[name]
 
+    def names(self) -> Iterable[BlockName]:
+        """Valid until the next change."""
+        return self._blocks.keys()
+
     def name_of(self, block_id: int) -> BlockName:
         return self._names[block_id]
 
@@ -116,9 +130,14 @@ class PrefixIndex:
         assert name not in self._blocks, f"block {self._blocks[name]} has block {block_id}'s name"
         self._blocks[name] = block_id
         self._names[block_id] = name
+        if self.log is not None:
+            self.log.came(name)
 
     def remove(self, block_id: int) -> None:
-        del self._blocks[self._names.pop(block_id)]
+        name = self._names.pop(block_id)
+        del self._blocks[name]
+        if self.log is not None:
+            self.log.went(name)
 
     def match(
         self, groups: Sequence[KVGroup], hashes: Sequence[bytes], block_size: int

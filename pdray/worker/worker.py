@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import TransferError
 from pdray.core.placement import WorkerAddress
+from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
@@ -223,6 +224,14 @@ class Worker:
             queued_tokens=self._prefilling.waiting_tokens,
             reads=self._read_log.costs(),
         )
+
+    def prefix_report(self) -> PrefixReport | None:
+        """What has come into its prefix cache and what has gone, since the last one."""
+        return self.engine.told_prefixes.take()
+
+    def restart_prefix_reports(self) -> None:
+        """Whoever hears of them knows nothing any more."""
+        self.engine.told_prefixes.start_again()
 
     def metrics_text(self) -> bytes:
         """Prometheus exposition of this worker, as of now."""

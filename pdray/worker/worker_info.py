@@ -23,6 +23,8 @@ def info_of(config: WorkerConfig, engine: Engine, *, port: int, link_key: bytes)
         dtype=engine.layout.dtype,
         layout_digest=engine.layout.content_digest,
         layout_text=engine.layout.describe(),
+        model_digest=engine.layout.model_digest,
+        block_size=engine.layout.block_size,
         num_blocks=engine.pool.num_blocks,
         max_batch_size=config.engine.max_batch_size,
         max_tokens_per_step=config.engine.max_tokens_per_step,

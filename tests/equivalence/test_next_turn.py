@@ -13,15 +13,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdray.core.clock import WallClock
+from pdray.core.placement import PlacementAsk
 from pdray.core.request import Request
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
+from pdray.frontend.prefix_names import PrefixNames
 from pdray.local import LocalCluster
 from pdray.worker.worker import Worker
 from tests.engine_driver import engine_config, random_prompts
 from tests.equivalence.families import VOCAB_SIZE, save_family
 from tests.equivalence.reference import Reference, assert_equal_up_to_ties
+from tests.fleet_factories import make_ask
 from tests.local_cluster import config_of, request_of, until_idle
+from tests.worker_peer import until
 
 NUM_TOKENS = 100
 
@@ -90,6 +94,32 @@ async def test_prefill_computes_only_what_is_new(folder: Path, cluster: LocalClu
     assert num_bytes == num_blocks * decode.engine.layout.block_bytes > 0
 
 
+@pytest.mark.parametrize("cache_salt", [None, "tenant"])
+async def test_what_workers_tell_of_their_prefixes_is_what_placement_looks_for(
+    folder: Path, cache_salt: str | None
+) -> None:
+    async with of_two(folder) as cluster:
+        (history,) = prompts(100)
+        tokens, _ = await answer(cluster, greedy(history, "first", cache_salt))
+        history += tokens
+        turn, stranger = (greedy(history, "turn", salt) for salt in (cache_salt, "another"))
+        digest = cluster.workers[0].engine.layout.model_digest
+        asks = [
+            make_ask(each.request_id, prefix_names=PrefixNames(each, digest).names)
+            for each in (turn, stranger)
+        ]
+
+        def told(ask: PlacementAsk) -> list[int]:
+            tell = cluster.plane.fleet.cached_tokens_at
+            return [tell(ask, worker.config.worker_id) for worker in cluster.workers]
+
+        expected = [num_here(worker, history, cache_salt) for worker in cluster.workers]
+        assert max(expected) == (len(history) - 1) // 16 * 16
+        await until(lambda: told(asks[0]) == expected)
+        assert told(asks[1]) == [0] * len(cluster.workers)
+        await until_idle(cluster)
+
+
 async def test_another_tenant_gets_nothing_of_it(cluster: LocalCluster) -> None:
     (prefill,) = cluster.workers_of("prefill")
     (history,) = prompts(100)
@@ -115,9 +145,10 @@ async def of_two(folder: Path, **decode: object) -> AsyncIterator[LocalCluster]:
         yield cluster
 
 
-def num_here(worker: Worker, token_ids: list[int]) -> int:
+def num_here(worker: Worker, token_ids: list[int], cache_salt: str | None = None) -> int:
     """Of the tokens, how many have their KV in its prefix cache."""
-    sequence = Sequence.from_request(request_of(token_ids), 0, is_lent=False)
+    request = request_of(token_ids, cache_salt=cache_salt)
+    sequence = Sequence.from_request(request, 0, is_lent=False)
     worker.engine.prefix_cache.hash(sequence)
     return worker.engine.shared_prefixes.count_tokens(sequence.prefix_hashes)
 

@@ -94,7 +94,7 @@ class _Sums:
         self._view = view
         self._ask = ask
         self._slo = slo
-        self._cached = cached
+        self._cached = dict(cached)
         self._stand_in = _first_measured(prefills)
         self._prefills: dict[WorkerId, PrefillForecast] = {}
         self._decodes: dict[WorkerId, DecodeForecast] = {}
@@ -176,7 +176,12 @@ class _Sums:
 
     def _num_cached(self, worker: WorkerView) -> int:
         """At least one token is computed, whatever is cached."""
-        num_tokens = self._cached.get(worker.info.worker_id, 0)
+        worker_id = worker.info.worker_id
+        num_tokens = self._cached.get(worker_id)
+        if num_tokens is None:
+            # Where nobody has any, neither has this one.
+            num_tokens = self._view.cached_tokens_at(self._ask, worker_id) if self._cached else 0
+            self._cached[worker_id] = num_tokens
         return min(num_tokens, self._ask.num_prompt_tokens - 1)
 
     def _step_time(self, worker: WorkerView) -> StepTime:

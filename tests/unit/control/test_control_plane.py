@@ -231,13 +231,13 @@ def test_limits_are_those_of_the_largest_pair_of_one_layout() -> None:
     control.worker_joined(
         make_info(D, Role.DECODE, layout_digest="a", max_sequence_tokens=small), 0.0
     )
-    assert control.limits() == ServingLimits(max_model_len=4096, max_sequence_tokens=small)
+    assert control.limits() == serving_limits(small)
     control.worker_joined(
         make_info("d2", Role.DECODE, layout_digest="b", max_sequence_tokens=large), 0.0
     )
-    assert control.limits() == ServingLimits(max_model_len=4096, max_sequence_tokens=small)
+    assert control.limits() == serving_limits(small)
     control.worker_joined(make_info("p2", Role.PREFILL, layout_digest="b"), 0.0)
-    assert control.limits() == ServingLimits(max_model_len=4096, max_sequence_tokens=large)
+    assert control.limits() == serving_limits(large)
 
 
 def test_what_a_frontend_does_not_name_when_it_resumes_has_ended() -> None:
@@ -309,10 +309,16 @@ def test_an_application_that_only_decodes_places_no_prefill() -> None:
 @pytest.mark.parametrize("phases", [Role.PREFILL, Role.DECODE])
 def test_the_limits_of_one_phase_are_those_of_its_workers(phases: Role) -> None:
     control = one_phase(phases)
-    assert control.limits() == ServingLimits(max_model_len=4096, max_sequence_tokens=1000)
+    assert control.limits() == serving_limits(1000)
     for worker_id in ("a", "b"):
         control.worker_left(WorkerId(worker_id), 0.0)
     assert control.limits() is None
+
+
+def serving_limits(max_sequence_tokens: int) -> ServingLimits:
+    return ServingLimits(
+        max_model_len=4096, max_sequence_tokens=max_sequence_tokens, model_digest="model"
+    )
 
 
 def kept(worker_id: WorkerId, name: bytes = b"b") -> KeptPrefix:

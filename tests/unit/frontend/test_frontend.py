@@ -62,7 +62,7 @@ class OneAnswer:
         self.kept += kept
 
     async def limits(self) -> ServingLimits:
-        return ServingLimits(max_model_len=512, max_sequence_tokens=512)
+        return ServingLimits(max_model_len=512, max_sequence_tokens=512, model_digest="m")
 
 
 @dataclass(slots=True, eq=False)

@@ -11,7 +11,7 @@ WORKER = WorkerId("w")
 
 
 def names_of(request: Request) -> tuple[bytes, ...]:
-    return PrefixNames(request).names
+    return PrefixNames(request, "m").names
 
 
 def test_prompts_have_the_names_of_what_they_share() -> None:
@@ -29,7 +29,7 @@ def test_tenants_share_no_name() -> None:
 
 
 def test_the_next_turn_knows_where_the_last_one_ended_by_name() -> None:
-    kept = PrefixNames(request_of(PROMPT)).kept_by(WORKER, ANSWER)
+    kept = PrefixNames(request_of(PROMPT), "m").kept_by(WORKER, ANSWER)
     next_turn = names_of(request_of(PROMPT + ANSWER + QUESTION))
     # The prompt's end, and that of 69 tokens: the newest one has no KV.
     assert [each.num_tokens for each in kept] == [32, 64]
@@ -39,9 +39,12 @@ def test_the_next_turn_knows_where_the_last_one_ended_by_name() -> None:
 
 def test_the_newest_token_does_not_count() -> None:
     prompt = request_of(PROMPT[:30])
-    assert [each.num_tokens for each in PrefixNames(prompt).kept_by(WORKER, [1, 2])] == [16]
-    assert [each.num_tokens for each in PrefixNames(prompt).kept_by(WORKER, [1, 2, 3])] == [16, 32]
-    assert PrefixNames(request_of([5])).kept_by(WORKER, [1]) == []
+    assert [each.num_tokens for each in PrefixNames(prompt, "m").kept_by(WORKER, [1, 2])] == [16]
+    assert [each.num_tokens for each in PrefixNames(prompt, "m").kept_by(WORKER, [1, 2, 3])] == [
+        16,
+        32,
+    ]
+    assert PrefixNames(request_of([5]), "m").kept_by(WORKER, [1]) == []
 
 
 def test_what_earlier_attempts_made_is_part_of_the_prompt() -> None:
