@@ -269,7 +269,7 @@ class PdrayConfig(Section):
                 open_checkpoint(model_path).num_bytes_as(dtype),
                 settings.tensor_parallel,
             )
-        return EngineConfig(dtype=dtype, **fields)
+        return EngineConfig(dtype=dtype, itl_s=self.slo.itl_s, **fields)
 
     def tier_config(self, pool: str) -> TierConfig | None:
         """What a worker of this pool has below its device."""

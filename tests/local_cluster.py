@@ -13,7 +13,8 @@ from pdray.worker.worker import Worker
 
 
 def config_of(model_path: Path, **changes: object) -> PdrayConfig:
-    """One prefill and one decode worker; ``decode`` and the like replace engine settings."""
+    """One prefill and one decode worker, with every prompt computed on the former; ``decode`` and
+    the like replace engine settings."""
     engine = {
         "block_size": 16,
         "kv_cache_bytes": "4MiB",
@@ -32,6 +33,7 @@ def config_of(model_path: Path, **changes: object) -> PdrayConfig:
             "decode": {"role": "decode", "node_groups": ["laptop"], "engine": decode},
         },
         "transfer": {"transport": "nixl"},
+        "controller": {"placement": "least_loaded"},
     }
     return parse_config(data | changes)
 

@@ -11,12 +11,14 @@ import itertools
 from collections.abc import Iterable
 from hashlib import blake2b
 
+from pdray.core.step_time_fit import StepTimeFit
 from pdray.engine.block_needs import first_needed_block
 from pdray.engine.prefix_cache import PrefixCache
 from pdray.engine.prefix_fill import PrefixFill
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence
 from pdray.engine.sequence_blocks import SequenceBlocks
+from pdray.engine.step_budget import StepBudget
 from pdray.kvcache.block_pool import BlockPool
 from pdray.kvcache.layout import KVGroup
 
@@ -44,6 +46,8 @@ def scheduler_of(
     block_size: int,
     max_tokens_per_step: int,
     max_batch_size: int,
+    fit: StepTimeFit | None = None,
+    itl_s: float | None = None,
 ) -> tuple[Scheduler, PrefixCache]:
     prefix_cache = PrefixCache(groups=groups, block_size=block_size, pool=pool, model_digest="m")
     blocks = SequenceBlocks(
@@ -53,10 +57,13 @@ def scheduler_of(
         prefix_cache=prefix_cache,
         max_chunk=max_tokens_per_step,
     )
-    scheduler = Scheduler(
-        blocks, max_tokens_per_step=max_tokens_per_step, max_batch_size=max_batch_size
+    budget = StepBudget(
+        StepTimeFit() if fit is None else fit,
+        max_tokens_per_step=max_tokens_per_step,
+        max_batch_size=max_batch_size,
+        itl_s=itl_s,
     )
-    return scheduler, prefix_cache
+    return Scheduler(blocks, budget), prefix_cache
 
 
 def digest_after(digest: bytes, token_id: int) -> bytes:

@@ -8,6 +8,7 @@ as a step may have both.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -67,6 +68,20 @@ class StepTime:
         num_steps = -(-num_uncached // max_chunk_tokens)
         work = StepWork().with_chunk(num_cached_tokens, num_uncached)
         return self.step_s(work) + self.base_s * max(num_steps - 1, 0)
+
+    def chunk_within(self, seconds: float, work: StepWork, start: int, max_tokens: int) -> int:
+        """The most tokens of a prompt from position ``start`` on, up to ``max_tokens``, that can
+        join a step with ``work`` in it before that takes longer than ``seconds``; 0 where it does
+        already."""
+        left_s = seconds - self.step_s(work)
+        if left_s <= 0.0:
+            return 0
+        # pair_s / 2 * n^2 + token_s * n = left_s, of which the positive root.
+        token_s = self.prefill_token_s + self.prefill_pair_s * (start + 0.5)
+        root = math.sqrt(token_s * token_s + 2.0 * self.prefill_pair_s * left_s)
+        if (token_s + root) * max_tokens <= 2.0 * left_s:
+            return max_tokens
+        return int(2.0 * left_s / (token_s + root))
 
 
 def _pairs(start: int, num_tokens: int) -> int:

@@ -11,7 +11,8 @@ class EngineConfig:
 
     ``block_size``, ``max_tokens_per_step`` and ``max_model_len`` count tokens; ``num_threads``
     None leaves torch's own choice. With ``tensor_parallel`` ranks, ``kv_cache_bytes`` and
-    ``num_threads`` are each rank's.
+    ``num_threads`` are each rank's. ``itl_s`` is how long a step with decodes in it should take at
+    most; with None they take as long as they take.
     """
 
     block_size: int
@@ -24,3 +25,4 @@ class EngineConfig:
     dtype: str
     num_threads: int | None
     tensor_parallel: int
+    itl_s: float | None = None

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pdray.core.errors import InvalidRequestError
+from pdray.core.step_time import StepTime
+from pdray.core.step_time_fit import StepTimeFit
+from pdray.engine.advancing import advance
 from pdray.engine.config import EngineConfig
 from pdray.engine.cuda_graphs import Recorder, recorder_for
-from pdray.engine.ending import Ending, error_of
+from pdray.engine.ending import Ending
 from pdray.engine.grammar import Grammars
 from pdray.engine.holds import Holds
 from pdray.engine.host import prepare_host
@@ -35,6 +38,7 @@ from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.sequence_blocks import SequenceBlocks, TurnEnd
 from pdray.engine.shared_prefixes import SharedPrefixes
+from pdray.engine.step_budget import StepBudget
 from pdray.engine.tensor_parallel.ranks import LeadRunner, Ranks
 from pdray.engine.told_prefixes import ToldPrefixes
 from pdray.kvcache.block_pool import BlockPool, NextTier
@@ -93,10 +97,15 @@ class Engine:
             prefix_cache=self.prefix_cache,
             max_chunk=config.max_tokens_per_step,
         )
+        self._fit = StepTimeFit()
         self._scheduler = Scheduler(
             self._blocks,
-            max_tokens_per_step=config.max_tokens_per_step,
-            max_batch_size=config.max_batch_size,
+            StepBudget(
+                self._fit,
+                max_tokens_per_step=config.max_tokens_per_step,
+                max_batch_size=config.max_batch_size,
+                itl_s=config.itl_s,
+            ),
         )
         self.published = PublishedBlocks(self._blocks, self.holds, self._changed)
         self.pausing = Pausing(self._scheduler, self._changed)
@@ -122,6 +131,7 @@ class Engine:
                 self._scheduler, self._launcher, self._ending, lock=self._changed
             )
         self._ahead: LaunchedStep | None = None
+        self._read_at = 0.0
         self._is_woken = False
         self._grammars = Grammars(loaded.path, loaded.eos_token_ids)
         self._in_step: frozenset[Sequence] = frozenset()
@@ -179,6 +189,17 @@ class Engine:
     def prefill_backlog_tokens(self) -> int:
         with self._changed:
             return self._scheduler.prefill_backlog_tokens + self._grammars.preparing_tokens
+
+    @property
+    def num_seats(self) -> int:
+        """Sequences that may decode together within the ITL target, as far as is known."""
+        with self._changed:
+            return self._scheduler.num_seats
+
+    @property
+    def step_time(self) -> StepTime | None:
+        """How long steps take here; None until some have been measured."""
+        return self._fit.step_time
 
     @property
     def num_unaccounted_blocks(self) -> int:
@@ -313,7 +334,8 @@ class Engine:
         """Schedules, runs, samples; where the call before has launched a step ahead already, it
         is that one that is ended here, and told of. With nothing to do it returns an empty output
         at once. Raises RankLostError, after which there can be no other step."""
-        started = time.perf_counter()
+        # One launched ahead has run since the one before it was over.
+        started = time.perf_counter() if self._ahead is None else self._read_at
         self._check_ranks()
         step, self._ahead = self._ahead, None
         tokens: dict[Sequence, SampledToken] = {}
@@ -323,18 +345,22 @@ class Engine:
                 step = step or self._launcher.launch(plan)
                 ahead = None if self._run_ahead is None else self._run_ahead.launch_after(step)
                 tokens = step.read()
+                self._read_at = time.perf_counter()
                 self._check_ranks()  # on a GPU, sums without a rank end too, and are of nothing
                 self._ahead = ahead
         finally:
             with self._changed:
                 self._end_step()
         outputs = self._postprocess(plan, tokens)
+        step_s = time.perf_counter() - started
+        if plan.chunks:
+            self._fit.add(plan.work, step_s)
         return StepOutput(
             sequences=outputs,
             num_prefill_tokens=plan.num_tokens - plan.num_decodes,
             num_decode_tokens=plan.num_decodes,
             num_preemptions=plan.num_preemptions,
-            step_s=time.perf_counter() - started,
+            step_s=step_s,
         )
 
     def _schedule(self, ahead: LaunchedStep | None) -> StepPlan:
@@ -368,32 +394,7 @@ class Engine:
         return outputs
 
     def _advance(self, chunk: ScheduledChunk, token: SampledToken | None) -> SequenceOutput:
-        seq = chunk.sequence
-        self._scheduler.advance(chunk)
-        num_computed_tokens = seq.num_computed_tokens
-        new_ids: tuple[int, ...] = ()
-        finish_reason = logprobs = prompt_logprobs = None
-        error = error_of(seq, token)
-        if error is not None:
-            self._scheduler.forget(seq)
-        if token is not None and error is None:
-            assert token.token_id is not None
-            seq.output_token_ids.append(token.token_id)
-            new_ids = (token.token_id,)
-            prompt_logprobs = seq.take_prompt_logprobs()
-            logprobs = None if token.logprobs is None else (token.logprobs,)
-            finish_reason = self._ending.finish_reason(seq, token.token_id)
-        if error or finish_reason or (seq.is_lent and new_ids):
-            self._scheduler.remove(seq)
-            if not seq.is_lent:
-                self._when_not_in_step(seq, self._scheduler.release)
-        return SequenceOutput(
-            sequence=seq,
-            index=len(seq.output_token_ids) - len(new_ids),
-            token_ids=new_ids,
-            finish_reason=finish_reason,
-            num_computed_tokens=num_computed_tokens,
-            error=error,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-        )
+        output = advance(self._scheduler, self._ending, chunk, token)
+        if output.has_ended and not chunk.sequence.is_lent:
+            self._when_not_in_step(chunk.sequence, self._scheduler.release)
+        return output

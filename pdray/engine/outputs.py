@@ -24,6 +24,10 @@ class SequenceOutput:
     logprobs: tuple[TokenLogprobs, ...] | None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None
 
+    @property
+    def has_ended(self) -> bool:
+        return self.error is not None or self.finish_reason is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:

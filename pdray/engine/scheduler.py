@@ -1,8 +1,8 @@
 """Continuous batching: which tokens of which sequences the next step computes.
 
-Decodes first, one token each; what is left of the step's budget goes to prompts, in chunks,
-first come first served. Pure: it moves block ids, never bytes. Not thread-safe: the engine
-holds its lock around every call.
+Decodes first, one token each; what is left of the step's budget, in tokens and in time
+(step_budget.py), goes to prompts, in chunks, first come first served. Pure: it moves block ids,
+never bytes. Not thread-safe: the engine holds its lock around every call.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from pdray.core.step_time import StepWork
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.sequence_blocks import SequenceBlocks, Start
+from pdray.engine.step_budget import StepBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,19 @@ class StepPlan:
     def num_tokens(self) -> int:
         return sum(chunk.num_tokens for chunk in self.chunks)
 
+    @property
+    def work(self) -> StepWork:
+        work = work_of_decodes(self.chunks[: self.num_decodes])
+        for chunk in self.chunks[self.num_decodes :]:
+            work = work.with_chunk(chunk.start, chunk.num_tokens)
+        return work
+
+
+def work_of_decodes(chunks: Iterable[ScheduledChunk]) -> StepWork:
+    """Of one token each."""
+    contexts = [chunk.end for chunk in chunks]
+    return StepWork(num_decodes=len(contexts), num_context_tokens=sum(contexts))
+
 
 class Scheduler:
     """Queues and preemption.
@@ -58,12 +74,9 @@ class Scheduler:
     the oldest always goes on.
     """
 
-    def __init__(
-        self, blocks: SequenceBlocks, *, max_tokens_per_step: int, max_batch_size: int
-    ) -> None:
+    def __init__(self, blocks: SequenceBlocks, budget: StepBudget) -> None:
         self._blocks = blocks
-        self._max_tokens_per_step = max_tokens_per_step
-        self._max_batch_size = max_batch_size
+        self._budget = budget
         self._waiting: deque[Sequence] = deque()
         self._ready: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
@@ -84,6 +97,17 @@ class Scheduler:
         """Prompt tokens that are queued here and not computed yet."""
         prompts = itertools.chain(self._waiting, self._ready, self._running)
         return sum(seq.num_uncomputed_tokens for seq in prompts if not seq.is_decoding)
+
+    @property
+    def decode_work(self) -> StepWork:
+        """One token of each that decodes."""
+        contexts = [seq.num_tokens for seq in self._running if seq.is_decoding]
+        return StepWork(num_decodes=len(contexts), num_context_tokens=sum(contexts))
+
+    @property
+    def num_seats(self) -> int:
+        """How many may be in the batch, as far as they decode here."""
+        return self._budget.num_seats(self.decode_work)
 
     @property
     def has_work(self) -> bool:
@@ -195,11 +219,11 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """The next step's work, with blocks in the tables for every token of it."""
-        while self._ready and len(self._running) < self._max_batch_size:
+        while self._ready and self._has_seat(self._ready[0]):
             self._run(self._ready.popleft())
         num_preemptions = self._num_preemptions
         decodes = self._schedule_decodes()
-        prompts = self._schedule_prompts(self._max_tokens_per_step - len(decodes))
+        prompts = self._schedule_prompts(work_of_decodes(decodes))
         num_preemptions = self._num_preemptions - num_preemptions
         return StepPlan((*decodes, *prompts), len(decodes), num_preemptions)
 
@@ -207,13 +231,21 @@ class Scheduler:
         """What comes after a step that still runs: one more token of ``sequences``, which are
         those of it that will go on. None where a prompt should have a part in it, or blocks would
         have to be taken from somebody."""
-        has_seat = len(self._running) < self._max_batch_size
-        has_newcomer = has_seat and (self._ready or self._find_next_start() is not None)
-        if has_newcomer or not all(seq.is_decoding for seq in self._running):
+        if self._has_newcomer() or not all(seq.is_decoding for seq in self._running):
             return None
         if not all(self._blocks.grow(seq, num_unread=1) for seq in sequences):
             return None
         return StepPlan(tuple(map(self._take_unread, sequences)), len(sequences), 0)
+
+    def _has_newcomer(self) -> bool:
+        if self._ready:
+            return self._has_seat(self._ready[0])
+        return self._find_next_start() is not None and self._has_seat(self._waiting[0])
+
+    def _has_seat(self, seq: Sequence) -> bool:
+        """A lent one leaves before it decodes."""
+        num_seats = self._budget.max_batch_size if seq.is_lent else self.num_seats
+        return len(self._running) < num_seats
 
     def _take_unread(self, seq: Sequence) -> ScheduledChunk:
         # What had to be copied, the running step has copied.
@@ -231,21 +263,28 @@ class Scheduler:
                 chunks.append(self._take_chunk(seq, 1))
         return chunks
 
-    def _schedule_prompts(self, budget: int) -> list[ScheduledChunk]:
+    def _schedule_prompts(self, work: StepWork) -> list[ScheduledChunk]:
+        """Beside decodes that are ``work``."""
         chunks: list[ScheduledChunk] = []
         prompts = deque(seq for seq in self._running if not seq.is_decoding)
-        while budget:
+        max_tokens = self._budget.max_tokens_per_step - work.num_decodes
+        while self._budget.chunk_tokens(work, 0, max_tokens):
             seq = prompts.popleft() if prompts else self._start_next()
             if seq is None:
                 break
             self._begin(seq)
-            chunks.append(self._take_chunk(seq, min(budget, seq.num_uncomputed_tokens)))
-            budget -= chunks[-1].num_tokens
+            start, num_left = seq.num_computed_tokens, seq.num_uncomputed_tokens
+            num_tokens = self._budget.chunk_tokens(work, start, min(max_tokens, num_left))
+            if num_tokens == 0:
+                break
+            chunks.append(self._take_chunk(seq, num_tokens))
+            work = work.with_chunk(start, num_tokens)
+            max_tokens -= num_tokens
         return chunks
 
     def _start_next(self) -> Sequence | None:
         start = self._find_next_start()
-        if start is None or len(self._running) >= self._max_batch_size:
+        if start is None or not self._has_seat(self._waiting[0]):
             return None
         seq = self._waiting.popleft()
         self._blocks.take_start(seq, seq.num_tokens, start)

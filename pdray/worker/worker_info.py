@@ -71,6 +71,6 @@ def snapshot_of(
         prefix_query_tokens=engine.prefix_cache.num_query_tokens,
         prefix_hit_tokens=engine.prefix_cache.num_hit_tokens,
         num_evicted_blocks=pool.num_evictions,
-        step_time=None,
+        step_time=engine.step_time,
         reads=reads,
     )

@@ -67,7 +67,11 @@ def config_of(model_path: Path, application: str, **changes: object) -> PdrayCon
         "model": str(model_path),
         "node_groups": {"laptop": {}},
         "pools": {"prefill": pool | {"role": "prefill"}, "decode": pool | {"role": "decode"}},
-        "controller": {"worker_lease_s": 10.0, "unused_exit_s": 10.0},
+        "controller": {
+            "placement": "least_loaded",  # with cost, short prompts would not move
+            "worker_lease_s": 10.0,
+            "unused_exit_s": 10.0,
+        },
         "serve": {"application": application},
     }
     return parse_config(data | changes)

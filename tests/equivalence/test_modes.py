@@ -37,11 +37,14 @@ def mixed(model_path: Path, mode: Mode) -> PdrayConfig:
     """Two workers that do both phases."""
     data = config_of(model_path).model_dump(mode="json")
     pool = data["pools"]["decode"] | {"role": "mixed", "replicas": 2}
-    return parse_config(data | {"mode": mode.value, "pools": {"mixed": pool}})
+    changes = {"mode": mode.value, "pools": {"mixed": pool}, "controller": {"placement": "cost"}}
+    return parse_config(data | changes)
 
 
 def config_in(mode: Mode, model_path: Path) -> PdrayConfig:
-    return config_of(model_path) if mode is Mode.POOLED else mixed(model_path, mode)
+    if mode is Mode.POOLED:
+        return config_of(model_path, controller={"placement": "cost"})
+    return mixed(model_path, mode)
 
 
 @pytest.mark.parametrize("mode", [Mode.SOFT, Mode.POOLED, Mode.AUTO])
@@ -74,3 +77,23 @@ async def test_in_mode_soft_both_workers_work_and_no_kv_moves(tiny_model_path: P
         for worker in cluster.workers_of("mixed"):
             assert b"pdray_kv_transfer_bytes_total{" not in worker.metrics_text()
             assert worker.snapshot().prefix_query_tokens > 0
+
+
+async def test_a_short_prompt_is_computed_where_it_is_decoded_and_a_long_one_is_not(
+    tiny_model_path: Path,
+) -> None:
+    """In mode pooled, once it is known how long steps take; what fits in a step depends on the
+    target."""
+    slow_steps = {"slo": {"itl_s": 0.0001}}  # not even one decode keeps to it: nothing fits
+    for changes, is_together in (({}, True), (slow_steps, False)):
+        config = config_of(tiny_model_path, controller={"placement": "cost"}, **changes)
+        async with LocalCluster(config, tiny_model_path) as cluster:
+            for i, prompt in enumerate(random_prompts([40] * 16, seed=1)):
+                await tokens_of(cluster, request_of(prompt, request_id=f"warm{i}"))
+            await asyncio.sleep(0.2)  # until the controller has heard of it
+            (decode,) = cluster.workers_of("decode")
+            before = decode.engine.prefix_cache.num_query_tokens
+            (prompt,) = random_prompts([40], seed=2)
+            await tokens_of(cluster, request_of(prompt, request_id="short"))
+            num_looked_up = decode.engine.prefix_cache.num_query_tokens - before
+            assert (num_looked_up >= len(prompt)) is is_together

@@ -10,13 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pdray.core.step_time import StepTime
 from pdray.engine.block_needs import first_needed_block, max_sequence_tokens, num_blocks_of
 from pdray.engine.holds import BlockHold, Holds
 from pdray.engine.prefix_fill import PrefixFill, PrefixFills
 from pdray.engine.scheduler import StepPlan
 from pdray.engine.sequence import Sequence, SequenceState
+from pdray.engine.step_budget import FLOOR_TOKENS
 from pdray.kvcache.block_pool import BlockPool
 from tests.engine_driver import request_of, sampling_params
+from tests.fitted import fit_of
 from tests.written_kv import WrittenKV, groups_of, scheduler_of, tokens_alone
 
 BLOCK_SIZE = 16
@@ -33,11 +36,17 @@ MIN_CHUNK_TOKENS = MAX_TOKENS_PER_STEP - (MAX_BATCH_SIZE - 1)
 """What decodes leave of a step to the oldest prompt."""
 
 
+STEP_TIME = StepTime(
+    base_s=0.01, prefill_token_s=0.001, prefill_pair_s=1e-6, decode_s=0.01, context_token_s=1e-6
+)
+"""Two decodes and a floor of a prompt fit in 0.06 s, one decode alone in 0.03 s."""
+
+
 def steps_alone(sequence: Sequence) -> int:
     """At most, of one that nobody goes before, with all that it will ever say computed again at
     its end."""
     num_outputs = sequence.request.sampling.max_tokens
-    return -(-(sequence.num_prefill_tokens + num_outputs) // MIN_CHUNK_TOKENS) + num_outputs
+    return -(-(sequence.num_prefill_tokens + num_outputs) // FLOOR_TOKENS) + num_outputs
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -46,8 +55,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         windows=st.lists(st.sampled_from([None, 1, 16, 17, 24, 36]), min_size=1, max_size=3),
         num_blocks=st.integers(14, 40),
+        itl_s=st.sampled_from([None, None, 0.03, 0.06]),
     )
-    def start(self, windows: list[int | None], num_blocks: int) -> None:
+    def start(self, windows: list[int | None], num_blocks: int, itl_s: float | None) -> None:
+        self.itl_s = itl_s
         self.groups = groups_of(windows)
         self.pool = BlockPool(num_blocks)
         self.kv = WrittenKV(self.groups, self.pool, BLOCK_SIZE)
@@ -57,6 +68,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             block_size=BLOCK_SIZE,
             max_tokens_per_step=MAX_TOKENS_PER_STEP,
             max_batch_size=MAX_BATCH_SIZE,
+            fit=fit_of(STEP_TIME),
+            itl_s=itl_s,
         )
         self.max_tokens = max_sequence_tokens(
             self.groups,
@@ -179,6 +192,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len({chunk.sequence for chunk in plan.chunks}) == len(plan.chunks)
         assert all(chunk.sequence.is_decoding for chunk in plan.chunks[: plan.num_decodes])
         self.assert_the_oldest_goes_on(oldest, plan)
+        self.assert_in_time(plan)
         token_ids = self.kv.run(plan)
         for chunk in plan.chunks:
             self.scheduler.advance(chunk)
@@ -200,8 +214,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             computed = {chunk.sequence: chunk.num_tokens for chunk in plan.chunks}
             assert oldest in computed
             if oldest is before:
-                wanted = min(MIN_CHUNK_TOKENS, oldest.num_uncomputed_tokens)
+                least = MIN_CHUNK_TOKENS if self.itl_s is None else FLOOR_TOKENS
+                wanted = min(least, oldest.num_uncomputed_tokens)
                 assert computed[oldest] >= wanted, "others had a part of what the oldest could use"
+
+    def assert_in_time(self, plan: StepPlan) -> None:
+        num_prefill_tokens = plan.num_tokens - plan.num_decodes
+        if self.itl_s is not None and plan.num_decodes and num_prefill_tokens > FLOOR_TOKENS:
+            assert STEP_TIME.step_s(plan.work) <= self.itl_s * 1.001
 
     def sample(self, sequence: Sequence, token_id: int) -> None:
         sequence.output_token_ids.append(token_id)

@@ -290,6 +290,7 @@ def test_engine_config_has_the_pools_settings_in_bytes(tiny_model_path: Path) ->
         dtype="float32",
         num_threads=1,
         tensor_parallel=1,
+        itl_s=0.2,
     )
 
 

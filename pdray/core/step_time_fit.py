@@ -1,0 +1,130 @@
+"""Step times as they are measured become step times to come: the fit of one engine.
+
+Least squares of relative errors, none of the parts negative, the last few hundred steps counting
+most. First steps of a kind are slow (kernels compile, memory is touched first) and say nothing;
+one that takes much longer than foretold (something else had the core) says nothing either, but
+several of them in a row do: the machine has changed.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+
+from pdray.core.step_time import StepTime, StepWork
+
+_FORGETTING = 0.995
+_NUM_COLD = 3
+_NUM_KNOWN = 8
+_MAX_SURPRISE = 1.6
+_NUM_BELIEVED = 8
+_NUM_RATIOS = 256
+_HIGH_PERCENTILE = 0.95
+_SWEEPS = 4
+# The parts that every step has come last: what always comes with them is then theirs, which is the
+# careful guess for whoever wants to add more of it.
+_ORDER = (1, 3, 4, 2, 0)
+
+_Row = tuple[float, float, float, float, float]
+
+
+class StepTimeFit:
+    """``add`` every step, in order; costs some microseconds."""
+
+    def __init__(self) -> None:
+        self._parts = [0.0] * len(_ORDER)
+        self._products = [[0.0] * len(_ORDER) for _ in _ORDER]
+        self._targets = [0.0] * len(_ORDER)
+        self._num_steps = {True: 0, False: 0}
+        self._surprising: list[tuple[_Row, float]] = []
+        self._ratios: deque[float] = deque()
+        self._sorted_ratios: list[float] = []
+        self.step_time: StepTime | None = None
+        """None before anything is known."""
+
+    def knows(self, *, prompts: bool) -> bool:
+        """Whether it has seen enough steps with prompts in them, or of decodes alone."""
+        return self._num_steps[prompts] >= _NUM_COLD + _NUM_KNOWN
+
+    @property
+    def high_ratio(self) -> float:
+        """Nearly all steps take at most so many times what was foretold of them; at least 1."""
+        if not self._sorted_ratios:
+            return 1.0
+        index = int(_HIGH_PERCENTILE * (len(self._sorted_ratios) - 1))
+        return max(self._sorted_ratios[index], 1.0)
+
+    def add(self, work: StepWork, step_s: float) -> None:
+        """A step with this work in it took so long."""
+        has_prompts = work.num_prefill_tokens > 0
+        self._num_steps[has_prompts] += 1
+        if self._num_steps[has_prompts] <= _NUM_COLD or step_s <= 0.0:
+            return
+        row = _row_of(work)
+        if self.step_time is not None and self.knows(prompts=has_prompts):
+            ratio = step_s / self.step_time.step_s(work)
+            if not 1 / _MAX_SURPRISE <= ratio <= _MAX_SURPRISE:
+                self._add_surprising(row, step_s)
+                return
+            self._add_ratio(ratio)
+        self._surprising.clear()
+        self._take(row, step_s)
+
+    def _add_surprising(self, row: _Row, step_s: float) -> None:
+        self._surprising.append((row, step_s))
+        if len(self._surprising) < _NUM_BELIEVED:
+            return
+        for products in self._products:
+            products[:] = [0.0] * len(_ORDER)
+        self._targets[:] = [0.0] * len(_ORDER)
+        self._ratios.clear()
+        self._sorted_ratios.clear()
+        for each_row, each_s in self._surprising:
+            self._take(each_row, each_s)
+        self._surprising.clear()
+
+    def _add_ratio(self, ratio: float) -> None:
+        self._ratios.append(ratio)
+        bisect.insort(self._sorted_ratios, ratio)
+        if len(self._ratios) > _NUM_RATIOS:
+            oldest = self._ratios.popleft()
+            del self._sorted_ratios[bisect.bisect_left(self._sorted_ratios, oldest)]
+
+    def _take(self, row: _Row, step_s: float) -> None:
+        weight = 1.0 / (step_s * step_s)
+        for i, x in enumerate(row):
+            products = self._products[i]
+            for j, y in enumerate(row):
+                products[j] = products[j] * _FORGETTING + x * y * weight
+            self._targets[i] = self._targets[i] * _FORGETTING + x / step_s
+        self._solve()
+
+    def _solve(self) -> None:
+        """One part after the other, from where the last solution was."""
+        parts = self._parts
+        for _ in range(_SWEEPS):
+            for i in _ORDER:
+                products = self._products[i]
+                if products[i] < 1e-30:
+                    continue  # none of it for so long that nothing more is known than before
+                rest = self._targets[i] - sum(
+                    products[j] * part for j, part in enumerate(parts) if j != i
+                )
+                parts[i] = max(rest / products[i], 0.0)
+        self.step_time = StepTime(
+            base_s=parts[0],
+            prefill_token_s=parts[1],
+            prefill_pair_s=parts[2],
+            decode_s=parts[3],
+            context_token_s=parts[4],
+        )
+
+
+def _row_of(work: StepWork) -> _Row:
+    return (
+        1.0,
+        float(work.num_prefill_tokens),
+        float(work.num_prefill_pairs),
+        float(work.num_decodes),
+        float(work.num_context_tokens),
+    )
