@@ -89,10 +89,14 @@ def make_ask(
     num_prompt_tokens: int = 100,
     max_tokens: int = 10,
     prefix_names: tuple[bytes, ...] = (),
+    session_id: str | None = None,
+    priority: int = 0,
 ) -> PlacementAsk:
     return PlacementAsk(
         request_id=request_id,
         num_prompt_tokens=num_prompt_tokens,
         max_tokens=max_tokens,
         prefix_names=prefix_names,
+        session_id=session_id,
+        priority=priority,
     )

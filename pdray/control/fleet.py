@@ -18,7 +18,10 @@ from .link_costs import LinkCosts
 from .prefix_directory import PrefixDirectory
 from .prefix_index import PrefixIndex
 from .ready_workers import ReadyWorkers
+from .sessions import Sessions
 from .worker_record import NOTHING_BOOKED, Booked, WorkerRecord
+
+_MAX_SESSIONS = 1 << 16
 
 
 class Fleet:
@@ -45,6 +48,7 @@ class Fleet:
         self._directory = PrefixDirectory(0) if prefixes is None else prefixes
         self._prefixes = PrefixIndex(max_known_blocks)
         self._link_costs = LinkCosts()
+        self._sessions = Sessions(_MAX_SESSIONS)
 
     def __contains__(self, worker_id: WorkerId | None) -> bool:
         return worker_id in self._workers
@@ -78,6 +82,16 @@ class Fleet:
 
     def cached_tokens_at(self, ask: PlacementAsk, worker_id: WorkerId) -> int:
         return self._prefixes.count_tokens(ask.prefix_names, worker_id)
+
+    def session_worker(self, ask: PlacementAsk) -> WorkerId | None:
+        if ask.session_id is None:
+            return None
+        # Who decoded it has all of it.
+        for worker_id in reversed(self._sessions.get(ask.session_id)):
+            record = None if worker_id is None else self._workers.get(worker_id)
+            if record is not None and record.is_ready:
+                return worker_id
+        return None
 
     def transfer_s(self, source: WorkerId, target: WorkerId, num_bytes: int) -> float | None:
         if source == target:
@@ -163,6 +177,11 @@ class Fleet:
         record = self._workers.get(worker_id)
         if record is not None:
             self._ready.refresh(record)
+
+    def book_session(
+        self, session_id: str, prefill_id: WorkerId | None, decode_id: WorkerId | None
+    ) -> None:
+        self._sessions.put(session_id, prefill_id, decode_id)
 
     def decoding(self) -> dict[WorkerId, Booked]:
         return dict(self._decoding)

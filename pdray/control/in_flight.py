@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pdray.core.placement import InFlight, Placement
@@ -34,6 +35,9 @@ class InFlightTable:
 
     def __len__(self) -> int:
         return len(self._placed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._placed)
 
     def get(self, request_id: str) -> PlacedRequest | None:
         return self._placed.get(request_id)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
-
 from pdray.core.placement import (
     InFlight,
     Placement,
@@ -25,18 +22,12 @@ from pdray.policy.placement.base import PlacementChoice, PlacementPolicy
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
+from .request_queue import QueuedRequest, RequestQueue
 from .worker_record import WorkerRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedRequest:
-    frontend_id: str
-    ask: PlacementAsk
-    queued_at: float
-
-
 class Router:
-    """First come, first served, within the bound on requests in flight.
+    """The most urgent first, then first come, first served, within the bound on requests in flight.
 
     Every ask that was answered with ``Queued`` is answered once more, by ``place_queued``,
     ``time_out`` or ``give_up``.
@@ -56,7 +47,7 @@ class Router:
         self._table = table
         self._max_queued = max_queued
         self._refuse_after_s = refuse_after_s
-        self._queue: OrderedDict[str, QueuedRequest] = OrderedDict()
+        self._queue = RequestQueue()
 
     @property
     def num_queued(self) -> int:
@@ -70,7 +61,7 @@ class Router:
             return known
         if self._fleet.limits() is not None and not self._fleet.could_hold(ask):
             return self._refuse_too_long(ask)
-        match self._admission():
+        match self._admission(ask):
             case Admission.ADMIT:
                 placement = self._choose(frontend_id, ask, now)
                 if placement is not None:
@@ -79,29 +70,27 @@ class Router:
                 return self._refuse(ask, f"{self.num_queued} requests are queued", now)
         if self.num_queued >= self._max_queued:
             return self._refuse(ask, "no worker is ready, and nothing may queue", now)
-        self._queue[ask.request_id] = QueuedRequest(frontend_id=frontend_id, ask=ask, queued_at=now)
+        self._queue.put(QueuedRequest(frontend_id=frontend_id, ask=ask, queued_at=now))
         return Queued(request_id=ask.request_id)
 
     def place_queued(self, now: float) -> list[Placement | Refusal]:
         """Answers queued requests from the front for as long as they can go."""
         answers: list[Placement | Refusal] = []
-        while self._queue:
-            queued = next(iter(self._queue.values()))
+        while (queued := self._queue.first) is not None:
             answer = self._answer_of_first(queued, now)
             if answer is None:
                 break
-            self._queue.popitem(last=False)
+            self._queue.remove(queued.ask.request_id)
             answers.append(answer)
         return answers
 
     def time_out(self, queued_before: float, now: float) -> list[Placement | Refusal]:
         """Refuses those that came before ``queued_before``."""
         answers: list[Placement | Refusal] = []
-        while self._queue:
-            queued = next(iter(self._queue.values()))
+        while (queued := self._queue.oldest) is not None:
             if queued.queued_at > queued_before:
                 break
-            self._queue.popitem(last=False)
+            self._queue.remove(queued.ask.request_id)
             waited_s = now - queued.queued_at
             answers.append(self._refuse(queued.ask, f"queued for {waited_s:.0f} s", now))
         return answers
@@ -112,21 +101,21 @@ class Router:
         queued = self._queue.get(request_id)
         if queued is None or queued.frontend_id != frontend_id:
             return None
-        del self._queue[request_id]
+        self._queue.remove(request_id)
         return self._refuse(queued.ask, "given up by its frontend", now)
 
     def queued_of(self, frontend_id: str) -> list[str]:
-        return [rid for rid, q in self._queue.items() if q.frontend_id == frontend_id]
+        return self._queue.of_frontend(frontend_id)
 
     def check_integrity(self) -> None:
         assert self.num_queued <= self._max_queued, f"{self.num_queued} requests are queued"
-        queued_at = [queued.queued_at for queued in self._queue.values()]
-        assert queued_at == sorted(queued_at), "the queue is not in order of arrival"
-        both = [request_id for request_id in self._queue if self._table.get(request_id)]
+        self._queue.check_integrity()
+        both = [request_id for request_id in self._table if request_id in self._queue]
         assert not both, f"queued and placed: {both}"
 
-    def _admission(self) -> Admission:
+    def _admission(self, ask: PlacementAsk) -> Admission:
         return decide(
+            is_next=self._queue.is_next(ask.priority),
             num_in_flight=len(self._table),
             max_in_flight=max_in_flight(self._fleet),
             num_queued=self.num_queued,
@@ -188,6 +177,8 @@ class Router:
             prefill_id=choice.prefill_id,
             decode_id=choice.decode_ids[0] if choice.decode_ids else None,
         )
+        if ask.session_id is not None:
+            self._fleet.book_session(ask.session_id, in_flight.prefill_id, in_flight.decode_id)
         self._table.add(
             PlacedRequest(frontend_id=frontend_id, in_flight=in_flight, placement=placement)
         )

@@ -132,7 +132,8 @@ class Request:
     are computed again with the prompt, and count towards ``max_tokens``. Only requests with the
     same ``cache_salt`` share KV in a prefix cache: a tenant's own; None is a salt like others.
     One with a ``session_id`` will be followed by others that begin with it and its output: its
-    KV is kept for them in the tiers below the device, where there are any.
+    KV is kept for them in the tiers below the device, where there are any. Of those that wait to
+    be placed, the lowest ``priority`` goes first.
     """
 
     request_id: str
@@ -141,6 +142,7 @@ class Request:
     sampling: SamplingParams
     cache_salt: str | None = None
     session_id: str | None = None
+    priority: int = 0
 
     @property
     def num_prompt_tokens(self) -> int:

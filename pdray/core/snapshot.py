@@ -197,6 +197,9 @@ class FleetView(Protocol):
     def cached_tokens_at(self, ask: PlacementAsk, worker_id: WorkerId) -> int:
         """The same of one worker, whether or not it is among those."""
 
+    def session_worker(self, ask: PlacementAsk) -> WorkerId | None:
+        """Who has what the session's last request computed, if that worker takes new work."""
+
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         """False for two of which it is known that they cannot reach each other."""
 

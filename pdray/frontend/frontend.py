@@ -210,6 +210,8 @@ class Frontend:
             num_prompt_tokens=request.num_prompt_tokens,
             max_tokens=request.sampling.max_tokens,
             prefix_names=live.names.names,
+            session_id=request.session_id,
+            priority=request.priority,
         )
         (answer,) = await self._controller.place([ask])
         if isinstance(answer, Queued):

@@ -23,10 +23,11 @@ def max_in_flight(view: FleetView) -> int:
 
 
 def decide(
-    *, num_in_flight: int, max_in_flight: int, num_queued: int, max_queued: int
+    *, is_next: bool, num_in_flight: int, max_in_flight: int, num_queued: int, max_queued: int
 ) -> Admission:
-    """First come, first served: nobody passes a request that already waits."""
-    if num_queued == 0 and num_in_flight < max_in_flight:
+    """First come, first served among equally urgent ones: nobody passes a request that waits
+    already, unless its turn ``is_next``."""
+    if is_next and num_in_flight < max_in_flight:
         return Admission.ADMIT
     return Admission.QUEUE if num_queued < max_queued else Admission.REJECT
 

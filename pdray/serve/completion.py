@@ -134,6 +134,7 @@ class CompletionService:
                 ),
                 cache_salt=salt_of(tenant, body.cache_salt),
                 session_id=body.session_id,
+                priority=body.priority,
             )
             for index, prompt in enumerate(prompts)
             for choice in range(body.n)

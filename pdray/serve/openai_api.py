@@ -71,6 +71,7 @@ class _GenerationBody(_Body):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     cache_salt: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     session_id: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 

@@ -91,6 +91,7 @@ ACCEPTED: Mapping[str, str] = {
     "seed": "an integer of 64 bits",
     "cache_salt": "a string of 1 to 256 characters",
     "session_id": "a string of 1 to 256 characters",
+    "priority": "an integer of 32 bits, the lowest first",
     "response_format": "{type: text}, {type: json_object}, or {type: json_schema, json_schema: "
     "{name, schema}}",
     "structured_outputs": "an object with one of json, json_object, regex, choice, grammar",

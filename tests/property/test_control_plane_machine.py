@@ -88,7 +88,8 @@ class ControlPlaneMachine(RuleBasedStateMachine):
 
     def take(self, before: list[str]) -> None:
         """Takes decisions: each answers a request that waited in ``before``, and placements
-        come in order of arrival."""
+        come in order of priority, then of arrival."""
+        before = sorted(before, key=lambda rid: self.asks[rid].priority)
         placements = []
         for answer in self.control.take_decisions():
             assert answer.request_id in self.queued, "answered twice, or never asked"
@@ -150,14 +151,23 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         count=st.integers(1, 4),
         size=st.sampled_from(SIZES),
         names=PREFIXES,
+        priority=st.sampled_from([0, 0, -1, 1]),
     )
-    def place(self, frontend: str, count: int, size: int, names: tuple[bytes, ...]) -> None:
+    def place(
+        self, frontend: str, count: int, size: int, names: tuple[bytes, ...], priority: int
+    ) -> None:
         self.now += 0.01
-        waiting = bool(self.queued)
+        waiting = any(self.asks[rid].priority <= priority for rid in self.queued)
         ids = [f"r{self.num_requests + i}" for i in range(count)]
         self.num_requests += count
         asks = [
-            make_ask(rid, num_prompt_tokens=size, max_tokens=size, prefix_names=names)
+            make_ask(
+                rid,
+                num_prompt_tokens=size,
+                max_tokens=size,
+                prefix_names=names,
+                priority=priority,
+            )
             for rid in ids
         ]
         self.asks |= {ask.request_id: ask for ask in asks}

@@ -315,6 +315,35 @@ def test_the_limits_of_one_phase_are_those_of_its_workers(phases: Role) -> None:
     assert control.limits() is None
 
 
+def test_the_lowest_priority_goes_first_then_whoever_came_first() -> None:
+    control = make_control()
+    control.place("f", asks("1", "2"), 0.0)
+    waiting = [make_ask(f"{p}.{i}", priority=p) for i, p in enumerate((0, 5, 0, -1, 5))]
+    control.place("f", waiting, 0.0)
+    placed: list[str] = []
+    for number in range(5):
+        control.finished("f", [["1", "2", *placed][number]], 1.0)
+        placed += placed_ids(control.take_decisions())
+        control.check_integrity()
+    assert placed == ["-1.3", "0.0", "0.2", "5.1", "5.4"]
+
+
+def test_an_urgent_request_does_not_wait_behind_one_that_nobody_has_room_for() -> None:
+    control = make_control(with_workers=False)
+    control.worker_joined(make_info(P, Role.PREFILL), 0.0)
+    control.worker_joined(make_info(D, Role.DECODE, max_sequence_tokens=50), 0.0)
+    control.worker_joined(make_info(WorkerId("large"), Role.DECODE), 0.0)
+    control.worker_draining(WorkerId("large"), 0.0)
+    small = {"num_prompt_tokens": 10, "max_tokens": 10}
+    large, later, urgent = (
+        make_ask("large"),
+        make_ask("later", **small),
+        make_ask("urgent", priority=-1, **small),
+    )
+    answers = control.place("f", [large, later, urgent], 0.0)
+    assert [type(answer) for answer in answers] == [Queued, Queued, Placement]
+
+
 def serving_limits(max_sequence_tokens: int) -> ServingLimits:
     return ServingLimits(
         max_model_len=4096, max_sequence_tokens=max_sequence_tokens, model_digest="model"

@@ -29,9 +29,25 @@ def test_the_queue_is_never_passed_and_never_over_its_bound(
     num_in_flight: int, num_queued: int, expected: Admission
 ) -> None:
     admission = decide(
-        num_in_flight=num_in_flight, max_in_flight=4, num_queued=num_queued, max_queued=2
+        is_next=num_queued == 0,
+        num_in_flight=num_in_flight,
+        max_in_flight=4,
+        num_queued=num_queued,
+        max_queued=2,
     )
     assert admission is expected
+
+
+def test_one_that_is_more_urgent_than_all_who_wait_passes_them() -> None:
+    for num_in_flight, expected in ((3, Admission.ADMIT), (4, Admission.QUEUE)):
+        admission = decide(
+            is_next=True,
+            num_in_flight=num_in_flight,
+            max_in_flight=4,
+            num_queued=1,
+            max_queued=2,
+        )
+        assert admission is expected
 
 
 @pytest.mark.parametrize(

@@ -405,6 +405,18 @@ async def test_metrics_are_prometheus_text(open_api: OpenApi) -> None:
     assert response.text == "pdray_up 1\n"
 
 
+async def test_a_priority_reaches_whoever_places_the_request(open_api: OpenApi) -> None:
+    source = ScriptedSource(abc)
+    async with open_api(source) as client:
+        for body in ({}, {"priority": -3}):
+            await client.post("/v1/completions", json=COMPLETION | body)
+        refused = await client.post("/v1/completions", json=COMPLETION | {"priority": 0.5})
+    assert [request.priority for request in source.requests] == [0, -3]
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "priority")
+    assert "an integer of 32 bits" in error["message"]
+
+
 async def test_a_session_is_named_in_the_body_or_a_header(open_api: OpenApi) -> None:
     source = ScriptedSource(abc)
     async with open_api(source) as client:

@@ -66,6 +66,8 @@ def test_other_prompts_are_refused_by_name(prompt: object) -> None:
         ("top_p", 1.1),
         ("top_k", -2),
         ("seed", 2**64),
+        ("priority", 2**31),
+        ("priority", "high"),
         ("seed", "x"),
         ("echo", "no"),
         ("model", 3),
