@@ -126,12 +126,16 @@ def _serve(
     configs: Sequence[PdrayConfig], session: RaySession, say: Progress, interruption: Interruption
 ) -> int:
     """From the deployments' start to their end; a second Ctrl-C cuts the end short."""
+    from pdray.cli.in_force import lines_of
     from pdray.serve.deployment import Deployment  # not before: it reads what open_ray has set
 
     deployments = [Deployment(config, session) for config in configs]
     exit_status = 0
     with contextlib.suppress(KeyboardInterrupt):
         try:
+            for config in configs:
+                for line in lines_of(config):
+                    say(line)
             for deployment in deployments:
                 deployment.start(say)
             for config in configs:

@@ -19,7 +19,7 @@ _NUM_KNOWN = 8
 _MAX_SURPRISE = 1.6
 _NUM_BELIEVED = 8
 _NUM_RATIOS = 256
-_HIGH_PERCENTILE = 0.95
+_HIGH_PERCENTILE = 0.99
 _SWEEPS = 4
 # The parts that every step has come last: what always comes with them is then theirs, which is the
 # careful guess for whoever wants to add more of it.
@@ -54,15 +54,21 @@ class StepTimeFit:
         index = int(_HIGH_PERCENTILE * (len(self._sorted_ratios) - 1))
         return max(self._sorted_ratios[index], 1.0)
 
-    def add(self, work: StepWork, step_s: float) -> None:
-        """A step with this work in it took so long."""
+    def add(self, work: StepWork, step_s: float) -> float | None:
+        """A step with this work in it took so long. Returns how long it should have taken, as far
+        as was known."""
+        foretold_s = None if self.step_time is None else self.step_time.step_s(work)
+        self._learn(work, step_s, foretold_s)
+        return foretold_s
+
+    def _learn(self, work: StepWork, step_s: float, foretold_s: float | None) -> None:
         has_prompts = work.num_prefill_tokens > 0
         self._num_steps[has_prompts] += 1
         if self._num_steps[has_prompts] <= _NUM_COLD or step_s <= 0.0:
             return
         row = _row_of(work)
-        if self.step_time is not None and self.knows(prompts=has_prompts):
-            ratio = step_s / self.step_time.step_s(work)
+        if foretold_s is not None and self.knows(prompts=has_prompts):
+            ratio = step_s / foretold_s
             if not 1 / _MAX_SURPRISE <= ratio <= _MAX_SURPRISE:
                 self._add_surprising(row, step_s)
                 return

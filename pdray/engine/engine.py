@@ -353,14 +353,14 @@ class Engine:
                 self._end_step()
         outputs = self._postprocess(plan, tokens)
         step_s = time.perf_counter() - started
-        if plan.chunks:
-            self._fit.add(plan.work, step_s)
+        foretold_s = self._fit.add(plan.work, step_s) if plan.chunks else None
         return StepOutput(
             sequences=outputs,
             num_prefill_tokens=plan.num_tokens - plan.num_decodes,
             num_decode_tokens=plan.num_decodes,
             num_preemptions=plan.num_preemptions,
             step_s=step_s,
+            foretold_s=foretold_s,
         )
 
     def _schedule(self, ahead: LaunchedStep | None) -> StepPlan:

@@ -32,10 +32,12 @@ class SequenceOutput:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
     """What one step did, and took; without ``sequences`` there was nothing to do, or nobody whom
-    it was for was there any more."""
+    it was for was there any more. ``foretold_s`` is how long it should have taken; None before
+    anything is known of steps."""
 
     sequences: tuple[SequenceOutput, ...]
     num_prefill_tokens: int
     num_decode_tokens: int
     num_preemptions: int
     step_s: float
+    foretold_s: float | None
