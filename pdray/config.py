@@ -160,6 +160,18 @@ class PoolConfig(Section):
     tiers: TierSettings | None = None
 
 
+class RoleBoundsConfig(Section):
+    min: Count
+    max: Count
+
+
+class RolesConfig(Section):
+    """How many workers have each role; between those bounds they change it as the SLO needs."""
+
+    prefill: RoleBoundsConfig
+    decode: RoleBoundsConfig
+
+
 class SloConfig(Section):
     """What a request should get; ``percentile`` of them must."""
 
@@ -214,6 +226,7 @@ class PdrayConfig(Section):
     mode: Annotated[Mode, Field(strict=False)] = Mode.POOLED
     node_groups: Annotated[dict[Name, NodeGroupConfig], Field(min_length=1)]
     pools: Annotated[dict[Name, PoolConfig], Field(min_length=1)]
+    roles: RolesConfig | None = None
     slo: SloConfig = SloConfig()
     transfer: TransferConfig = TransferConfig()
     controller: ControllerConfig = ControllerConfig()

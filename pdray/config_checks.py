@@ -23,6 +23,7 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
         *_names(config),
         *_node_groups(config),
         *(_phases(config) if config.mode is Mode.SERVICE else _roles(config)),
+        *_role_bounds(config),
         *_engines(config),
         *_tiers(config),
         *_tenants(config),
@@ -80,6 +81,25 @@ def _roles(config: PdrayConfig) -> Iterator[Problem]:
                 key="pools",
                 value={name: pool.role for name, pool in config.pools.items()},
                 accepted=f"mode pooled needs a pool with role {word} or mixed",
+            )
+
+
+def _role_bounds(config: PdrayConfig) -> Iterator[Problem]:
+    if config.roles is None:
+        return
+    if config.mode is not Mode.POOLED:
+        accepted = f"leave it out in mode {config.mode}: no worker has one role alone to change"
+        yield Problem(key="roles", value=config.roles.model_dump(), accepted=accepted)
+        return
+    for name in ("prefill", "decode"):
+        bounds = getattr(config.roles, name)
+        num = sum(pool.replicas for pool in config.pools.values() if pool.role == name)
+        if not bounds.min <= num <= bounds.max:
+            yield Problem(
+                key=f"roles.{name}",
+                value=bounds.model_dump(),
+                accepted=f"min and max should have the {num} replicas of pools with role {name} "
+                "between them",
             )
 
 

@@ -7,7 +7,9 @@ import random
 from pdray.config import PdrayConfig
 from pdray.control.controller import ControlConfig, ControlPlane
 from pdray.core.slo import Slo
+from pdray.core.snapshot import Role
 from pdray.policy.placement import PLACEMENT
+from pdray.policy.roles import RoleBounds
 
 
 def make_control_plane(config: PdrayConfig) -> ControlPlane:
@@ -22,6 +24,18 @@ def make_control_plane(config: PdrayConfig) -> ControlPlane:
             phases=config.phases,
             mode=config.mode,
             refuse_after_s=slo.ttft_s if settings.early_refusal else None,
+            role_bounds=_role_bounds(config),
+            slo=slo,
         ),
         policy,
     )
+
+
+def _role_bounds(config: PdrayConfig) -> dict[Role, RoleBounds] | None:
+    if config.roles is None:
+        return None
+    bounds = {Role.PREFILL: config.roles.prefill, Role.DECODE: config.roles.decode}
+    return {
+        role: RoleBounds(min_workers=each.min, max_workers=each.max)
+        for role, each in bounds.items()
+    }

@@ -228,6 +228,9 @@ class ControllerActor:
     def _tick(self) -> None:
         now = self._clock.now()
         self._control.tick(now)
+        for flip in self._control.take_role_flips():
+            role = str(flip.role.name).lower()
+            logger.info("role: worker_id=%s is %s now: %s", flip.worker_id, role, flip.reason)
         self._deliver()
         frontend_ids = set(self._control.frontend_ids)
         self._waits = {r: w for r, w in self._waits.items() if w.frontend_id in frontend_ids}

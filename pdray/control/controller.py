@@ -21,14 +21,17 @@ from pdray.core.placement import (
 )
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
+from pdray.core.slo import Slo
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
 from pdray.policy.admission import max_in_flight
 from pdray.policy.placement.base import PlacementPolicy
+from pdray.policy.roles import RoleBounds, RoleFlip
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .layout_mismatch import layout_mismatch
 from .prefix_directory import PrefixDirectory
+from .roles import Roles
 from .router import Router
 
 
@@ -39,7 +42,8 @@ class ControlConfig:
     requests are placed for, and ``mode`` how. ``max_known_prefixes``: of so many ends of requests
     it is known which worker has their KV before that says so itself, ``max_known_blocks`` of
     workers' prefix caches are known. ``refuse_after_s``: a prompt that would have to wait for
-    longer before it is computed is refused at once."""
+    longer before it is computed is refused at once. With ``role_bounds``, of both roles, workers
+    change their role where ``slo`` is better kept then."""
 
     max_queued_requests: int
     queue_timeout_s: float
@@ -48,6 +52,8 @@ class ControlConfig:
     phases: Role = Role.MIXED
     mode: Mode = Mode.POOLED
     refuse_after_s: float | None = None
+    role_bounds: dict[Role, RoleBounds] | None = None
+    slo: Slo | None = None
     max_known_prefixes: int = 65536
     max_known_blocks: int = 10_000_000
 
@@ -76,6 +82,11 @@ class ControlPlane:
             refuse_after_s=config.refuse_after_s,
         )
         self._frontends: dict[str, _FrontendRecord] = {}
+        self._roles: Roles | None = None
+        if config.role_bounds is not None:
+            assert config.slo is not None, "roles change for an SLO"
+            self._roles = Roles(self._fleet, config.slo, config.role_bounds)
+        self._role_flips: list[RoleFlip] = []
         self._decisions: list[Placement | Refusal] = []
 
     # Events of workers
@@ -183,6 +194,9 @@ class ControlPlane:
         for frontend_id, record in list(self._frontends.items()):
             if now - record.seen_at > self._config.frontend_timeout_s:
                 self.frontend_gone(frontend_id, now)
+        flip = None if self._roles is None else self._roles.tick(now)
+        if flip is not None:
+            self._role_flips.append(flip)
         self._place_queued(now)
         queued_before = now - self._config.queue_timeout_s
         self._decisions += self._router.time_out(queued_before, now)
@@ -191,6 +205,11 @@ class ControlPlane:
         """The answers to queued requests since the last call, in the order they were made."""
         decisions, self._decisions = self._decisions, []
         return decisions
+
+    def take_role_flips(self) -> list[RoleFlip]:
+        """Those made since the last call; workers need not be told."""
+        flips, self._role_flips = self._role_flips, []
+        return flips
 
     # What is so
 

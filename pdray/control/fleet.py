@@ -6,6 +6,7 @@ Every answer is kept up to date by events, so that none has to look at all worke
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from pdray.core.mode import Mode
 from pdray.core.placement import PlacementAsk, ServingLimits
@@ -155,6 +156,15 @@ class Fleet:
     def prefixes_told(self, worker_id: WorkerId, report: PrefixReport) -> bool:
         """False where the worker has to start its reports again."""
         return self._prefixes.report(worker_id, report)
+
+    def set_role(self, worker_id: WorkerId, role: Role) -> None:
+        """What is placed on a living worker from here on."""
+        record = self._workers[worker_id]
+        self._ready.remove(record)
+        self._capacity.remove(record.info)
+        record.info = replace(record.info, role=role)
+        self._capacity.add(record.info)
+        self._ready.refresh(record)
 
     def drain(self, worker_id: WorkerId) -> None:
         record = self._workers.get(worker_id)
