@@ -59,7 +59,7 @@ class Cost:
         return is_late or is_slow, candidate.cost
 
     def _candidates(self, view: FleetView, ask: PlacementAsk) -> list[Candidate]:
-        cached = view.cached_tokens(ask)
+        cached = _cached(view, ask)
         prefills = able_to_prefill(_shortlist(view, Role.PREFILL, cached), ask)
         decodes = able_to_decode(_shortlist(view, Role.DECODE, cached), ask)
         pairs = pair_up(view, prefills, decodes)
@@ -186,6 +186,16 @@ class _Sums:
 
     def _step_time(self, worker: WorkerView) -> StepTime:
         return step_time_of(worker, self._stand_in)
+
+
+def _cached(view: FleetView, ask: PlacementAsk) -> Mapping[WorkerId, int]:
+    """A session's KV may be in a tier that no prefix cache tells of: where it is not known how much
+    of a next turn was there before, half of it is taken to be."""
+    cached = view.cached_tokens(ask)
+    worker_id = view.session_worker(ask)
+    if worker_id is None or worker_id in cached:
+        return cached
+    return {**cached, worker_id: ask.num_prompt_tokens // 2}
 
 
 def _shortlist(view: FleetView, role: Role, cached: Mapping[WorkerId, int]) -> list[WorkerView]:

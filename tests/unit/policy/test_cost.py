@@ -151,6 +151,16 @@ def test_in_mode_auto_a_decode_leaves_a_worker_that_is_full_of_prompts() -> None
     assert choice.together is None
 
 
+def test_a_session_goes_where_its_last_turn_went_unless_that_is_busy() -> None:
+    fleet = mixed(Mode.AUTO, 3)
+    fleet.book_session("chat", None, WorkerId("m2"))
+    ask = make_ask(num_prompt_tokens=1000, max_tokens=50, session_id="chat")
+    assert place(fleet, ask).prefill_id == "m2"
+    snapshot = make_snapshot("m2", step_time=times(), prefill_backlog_tokens=1500)
+    fleet.update(snapshot, 0.0)
+    assert place(fleet, ask).prefill_id == "m0"
+
+
 def test_a_pair_that_keeps_the_slo_goes_before_a_cheaper_one_that_does_not() -> None:
     fleet = Fleet()
     add(fleet, "p", Role.PREFILL)
