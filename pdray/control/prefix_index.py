@@ -84,9 +84,10 @@ class PrefixIndex:
         and of those with half of that, at least."""
         found: dict[WorkerId, int] = {}
         num_longest = self._halve(len(prefix_names), lambda n: self._has_any(prefix_names[n - 1]))
-        for count in (num_longest, num_longest // 2 // self._step * self._step):
-            if count:
-                self._find_holders(prefix_names, count, found)
+        if num_longest:
+            self._find_holders(prefix_names, num_longest, num_longest, found)
+        if num_half := num_longest // 2 // self._step * self._step:
+            self._find_holders(prefix_names, num_half, num_longest, found)
         return found
 
     def count_tokens(self, prefix_names: Sequence[bytes], worker_id: WorkerId) -> int:
@@ -94,7 +95,7 @@ class PrefixIndex:
         teller = self._tellers.get(worker_id)
         if teller is None or teller.holder is None or not prefix_names:
             return 0
-        return self._count(prefix_names, teller.holder)
+        return self._count(prefix_names, teller.holder, 0, len(prefix_names))
 
     def tier_of(self, prefix_name: bytes, worker_id: WorkerId) -> KVTier | None:
         """Where this worker has the last block of a prefix, if it does."""
@@ -115,27 +116,34 @@ class PrefixIndex:
         assert held == set(self._by_holder), "a holder is nobody's, or somebody's twice"
 
     def _find_holders(
-        self, prefix_names: Sequence[bytes], count: int, found: dict[WorkerId, int]
+        self,
+        prefix_names: Sequence[bytes],
+        num_least: int,
+        num_most: int,
+        found: dict[WorkerId, int],
     ) -> None:
+        """Those that have so many blocks at least, of whom it is known that they have no more."""
         num_new = 0
-        for teller in self._tellers_of(prefix_names[count - 1]):
+        for teller in self._tellers_of(prefix_names[num_least - 1]):
             if teller.worker_id not in found:
                 assert teller.holder is not None
-                num_tokens = self._count(prefix_names, teller.holder)
-                found[teller.worker_id] = max(num_tokens, count * NAMED_TOKENS)
+                tokens = self._count(prefix_names, teller.holder, num_least, num_most)
+                found[teller.worker_id] = tokens
                 num_new += 1
                 if num_new == _MAX_FOUND:
                     return
 
-    def _count(self, prefix_names: Sequence[bytes], holder: int) -> int:
+    def _count(
+        self, prefix_names: Sequence[bytes], holder: int, num_least: int, num_most: int
+    ) -> int:
         def has(count: int) -> bool:
             return self._shards.tier_of(_number(prefix_names[count - 1]), holder) is not None
 
-        return self._halve(len(prefix_names), has) * NAMED_TOKENS
+        return self._halve(num_most, has, num_least) * NAMED_TOKENS
 
-    def _halve(self, num_names: int, has: Callable[[int], bool]) -> int:
+    def _halve(self, num_names: int, has: Callable[[int], bool], num_known: int = 0) -> int:
         """How many of the names lead, looked at where every worker has a block's end."""
-        low, high = 0, num_names // self._step
+        low, high = num_known // self._step, num_names // self._step
         while low < high:
             middle = (low + high + 1) // 2
             if has(middle * self._step):

@@ -28,16 +28,13 @@ from pdray.policy.forecast import (
 from .base import (
     MAX_DECODE_CANDIDATES,
     Candidate,
-    Pairing,
     PlacementChoice,
     able_to_decode,
     able_to_prefill,
-    pair_up,
-    singles,
 )
 
-_NUM_LEAST_LOADED = 6
-_NUM_LONGEST_CACHED = 3
+_NUM_LEAST_LOADED = 4
+_NUM_LONGEST_CACHED = 2
 
 
 class Cost:
@@ -62,26 +59,18 @@ class Cost:
         cached = _cached(view, ask)
         prefills = able_to_prefill(_shortlist(view, Role.PREFILL, cached), ask)
         decodes = able_to_decode(_shortlist(view, Role.DECODE, cached), ask)
-        pairs = pair_up(view, prefills, decodes)
-        if not pairs:  # those few may be too small, unlike, or unable to reach each other
-            prefills = able_to_prefill(view.ready(Role.PREFILL), ask)
-            decodes = able_to_decode(view.ready(Role.DECODE), ask)
-            pairs = pair_up(view, prefills, decodes)
-        sums = _Sums(view, ask, self._slo, cached, prefills)
-        if view.phases is Role.MIXED and view.mode is Mode.AUTO:
-            pairs += singles(decodes, Together.CHEAPER)
-        candidates = [sums.candidate(pair) for pair in pairs]
-        if view.phases is Role.MIXED and view.mode is Mode.POOLED:
-            candidates += [
-                sums.candidate(Pairing(prefill=worker, decodes=[worker], together=Together.SHORT))
-                for worker in decodes
-                if sums.is_short(worker)
-            ]
-        return candidates
+        candidates = _Sums(view, ask, self._slo, cached, prefills, decodes).candidates()
+        if candidates:
+            return candidates
+        # Those few may be too small, unlike, or unable to reach each other.
+        prefills = able_to_prefill(view.ready(Role.PREFILL), ask)
+        decodes = able_to_decode(view.ready(Role.DECODE), ask)
+        return _Sums(view, ask, self._slo, cached, prefills, decodes).candidates()
 
 
 class _Sums:
-    """Everything that is foretold for one request: of each worker once."""
+    """Everything that is foretold for one request: of each worker once, and of a handoff once for
+    each kind of prefill worker."""
 
     def __init__(
         self,
@@ -90,37 +79,113 @@ class _Sums:
         slo: Slo,
         cached: Mapping[WorkerId, int],
         prefills: Sequence[WorkerView],
+        decodes: Sequence[WorkerView],
     ) -> None:
         self._view = view
         self._ask = ask
         self._slo = slo
-        self._cached = dict(cached)
+        self._cached = cached
+        self._prefills = prefills
+        self._decodes = decodes
         self._stand_in = _first_measured(prefills)
-        self._prefills: dict[WorkerId, PrefillForecast] = {}
-        self._decodes: dict[WorkerId, DecodeForecast] = {}
+        self._forecasts: dict[WorkerId, DecodeForecast] = {}
+        self._ranked: dict[tuple[str, int], list[tuple[float, float, WorkerView]]] = {}
 
-    def candidate(self, pair: Pairing) -> Candidate:
-        decodes = self._ranked(pair)
-        prefill = None if pair.prefill is None else self._prefill(pair.prefill)
-        decode = self._decode(decodes[0]) if decodes else None
-        handoff_s = self._handoff_s(pair, decodes[0]) if decodes else 0.0
-        parts = (
-            0.0 if prefill is None else prefill.cost_s,
-            handoff_s,
-            0.0 if decode is None else decode.cost_s,
-        )
+    def candidates(self) -> list[Candidate]:
+        match self._view.phases:
+            case Role.PREFILL:
+                return [self._candidate(prefill, (), None) for prefill in self._prefills]
+            case Role.DECODE:
+                return [self._candidate(None, each, None) for each in self._rankings(None)]
+        if self._view.mode is Mode.SOFT:
+            return self._alone(Together.ONE_POOL)
+        apart = [
+            self._candidate(prefill, ranking, None)
+            for prefill in self._prefills
+            for ranking in self._rankings(prefill)
+        ]
+        if self._view.mode is Mode.AUTO:
+            return apart + self._alone(Together.CHEAPER if apart else Together.ALONE)
+        if not apart:
+            return self._alone(Together.ALONE)
+        short = [worker for worker in self._decodes if self._is_short(worker)]
+        return apart + [self._both(worker, Together.SHORT) for worker in short]
+
+    def _alone(self, together: Together) -> list[Candidate]:
+        return [
+            self._both(worker, together)
+            for worker in self._decodes
+            if Role.PREFILL in worker.info.role
+        ]
+
+    def _both(self, worker: WorkerView, together: Together) -> Candidate:
+        return self._candidate(worker, [(0.0, worker)], together)
+
+    def _candidate(
+        self,
+        prefill: WorkerView | None,
+        ranking: Sequence[tuple[float, WorkerView]],
+        together: Together | None,
+    ) -> Candidate:
+        """``ranking`` has decode workers, best first, with the seconds of the handoff to each."""
+        forecast = None if prefill is None else self._prefill(prefill)
+        decode = self._decode(ranking[0][1]) if ranking else None
+        handoff_s = ranking[0][0] if ranking else 0.0
         return Candidate(
-            prefill_id=pair.prefill_id,
-            decode_ids=tuple(worker.info.worker_id for worker in decodes),
-            together=pair.together,
-            queue_s=None if prefill is None else prefill.queue_s,
-            ttft_s=None if prefill is None else prefill.ttft_s,
-            itl_s=None if decode is None else decode.itl_s,
+            prefill_id=None if prefill is None else prefill.info.worker_id,
+            decode_ids=tuple(worker.info.worker_id for _, worker in ranking),
+            together=together,
+            queue_s=None if forecast is None else forecast.queue_s,
+            ttft_s=None if forecast is None else forecast.ttft_s,
             handoff_s=handoff_s,
-            cost=sum(parts),
+            itl_s=None if decode is None else decode.itl_s,
+            cost=(0.0 if forecast is None else forecast.cost_s)
+            + handoff_s
+            + (0.0 if decode is None else decode.cost_s),
         )
 
-    def is_short(self, worker: WorkerView) -> bool:
+    def _rankings(self, prefill: WorkerView | None) -> list[list[tuple[float, WorkerView]]]:
+        """The decode workers that can take over from this one, in one list; none where there are
+        none."""
+        ranking: list[tuple[float, WorkerView]] = []
+        for _, handoff_s, decode in self._ranked_for(prefill):
+            if prefill is None or self._can_pair(prefill, decode):
+                ranking.append((handoff_s, decode))
+                if len(ranking) == MAX_DECODE_CANDIDATES:
+                    break
+        return [ranking] if ranking else []
+
+    def _can_pair(self, prefill: WorkerView, decode: WorkerView) -> bool:
+        one, other = prefill.info, decode.info
+        is_other = one.worker_id != other.worker_id and one.layout_digest == other.layout_digest
+        return is_other and self._view.can_pair(one.worker_id, other.worker_id)
+
+    def _ranked_for(self, prefill: WorkerView | None) -> list[tuple[float, float, WorkerView]]:
+        """All decode workers: their cost with the handoff, the handoff, and who it is."""
+        key = ("", 0)
+        if prefill is not None:
+            key = (prefill.info.node_group, prefill.info.max_tokens_per_step)
+        ranked = self._ranked.get(key)
+        if ranked is None:
+            ranked = []
+            for decode in self._decodes:
+                handoff_s = 0.0 if prefill is None else self._handoff_s(prefill, decode)
+                ranked.append((self._decode(decode).cost_s + handoff_s, handoff_s, decode))
+            ranked.sort(key=lambda each: each[0])
+            self._ranked[key] = ranked
+        return ranked
+
+    def _handoff_s(self, prefill: WorkerView, decode: WorkerView) -> float:
+        """From the prompt's end to the step that decodes on: what could not be read before, and
+        half of a step that is under way."""
+        num_tokens = self._ask.num_prompt_tokens - self._num_cached(decode)
+        num_last_tokens = min(num_tokens, prefill.info.max_tokens_per_step)
+        transfer_s = self._view.transfer_s(
+            prefill.info.worker_id, decode.info.worker_id, decode.info.kv_bytes(num_last_tokens)
+        )
+        return (transfer_s or 0.0) + self._decode(decode).itl_s / 2
+
+    def _is_short(self, worker: WorkerView) -> bool:
         """What is to be computed fits in one step of a decode worker, as far as is known."""
         return self._stand_in is not UNMEASURED and fits_in_a_step(
             worker,
@@ -130,58 +195,26 @@ class _Sums:
             self._slo.itl_s,
         )
 
-    def _ranked(self, pair: Pairing) -> list[WorkerView]:
-        if len(pair.decodes) < 2:
-            return list(pair.decodes)
-
-        def cost_s(worker: WorkerView) -> float:
-            return self._decode(worker).cost_s + self._handoff_s(pair, worker)
-
-        return sorted(pair.decodes, key=cost_s)[:MAX_DECODE_CANDIDATES]
-
-    def _handoff_s(self, pair: Pairing, decode: WorkerView) -> float:
-        """From the prompt's end to the step that decodes on: what could not be read before, and
-        half of a step that is under way."""
-        if pair.prefill is None or pair.prefill.info.worker_id == decode.info.worker_id:
-            return 0.0
-        num_tokens = self._ask.num_prompt_tokens - self._num_cached(decode)
-        num_last_tokens = min(num_tokens, pair.prefill.info.max_tokens_per_step)
-        transfer_s = self._view.transfer_s(
-            pair.prefill.info.worker_id,
-            decode.info.worker_id,
-            decode.info.kv_bytes(num_last_tokens),
-        )
-        return (transfer_s or 0.0) + self._decode(decode).itl_s / 2
-
     def _prefill(self, worker: WorkerView) -> PrefillForecast:
-        worker_id = worker.info.worker_id
-        known = self._prefills.get(worker_id)
-        if known is None:
-            known = self._prefills[worker_id] = forecast_prefill(
-                worker,
-                self._ask,
-                self._num_cached(worker),
-                self._step_time(worker),
-                self._slo.itl_s,
-            )
-        return known
+        return forecast_prefill(
+            worker,
+            self._ask,
+            self._num_cached(worker),
+            self._step_time(worker),
+            self._slo.itl_s,
+        )
 
     def _decode(self, worker: WorkerView) -> DecodeForecast:
         worker_id = worker.info.worker_id
-        known = self._decodes.get(worker_id)
+        known = self._forecasts.get(worker_id)
         if known is None:
             known = forecast_decode(worker, self._ask, self._step_time(worker))
-            self._decodes[worker_id] = known
+            self._forecasts[worker_id] = known
         return known
 
     def _num_cached(self, worker: WorkerView) -> int:
         """At least one token is computed, whatever is cached."""
-        worker_id = worker.info.worker_id
-        num_tokens = self._cached.get(worker_id)
-        if num_tokens is None:
-            # Where nobody has any, neither has this one.
-            num_tokens = self._view.cached_tokens_at(self._ask, worker_id) if self._cached else 0
-            self._cached[worker_id] = num_tokens
+        num_tokens = self._cached.get(worker.info.worker_id, 0)
         return min(num_tokens, self._ask.num_prompt_tokens - 1)
 
     def _step_time(self, worker: WorkerView) -> StepTime:
