@@ -68,6 +68,7 @@ class ControllerActor:
         self._frontend_texts: dict[str, bytes] = {}
         self._used_at = self._clock.now()
         self._is_ending = False
+        self._idle_pools: set[str] = set()
         self._introductions = Introductions(self._met)
         self._pools = WorkerPools(config, self, self._clock)
         application = config.serve.application
@@ -170,6 +171,8 @@ class ControllerActor:
             num_queued=self._control.num_queued,
             num_in_flight=self._control.num_in_flight,
             max_in_flight=self._control.max_in_flight,
+            num_placed_by_how=self._control.num_placed_by_how,
+            idle_pools=tuple(self._control.idle_pools(self._clock.now())),
             limits=self._control.limits(),
             layout_mismatch=self._control.layout_mismatch(),
         )
@@ -231,6 +234,7 @@ class ControllerActor:
         for flip in self._control.take_role_flips():
             role = str(flip.role.name).lower()
             logger.info("role: worker_id=%s is %s now: %s", flip.worker_id, role, flip.reason)
+        self._tell_idle_pools(now)
         self._deliver()
         frontend_ids = set(self._control.frontend_ids)
         self._waits = {r: w for r, w in self._waits.items() if w.frontend_id in frontend_ids}
@@ -244,6 +248,13 @@ class ControllerActor:
             self._end_myself(f"unused for {unused_s:.0f} s")
         elif self._takeover.is_retired and not frontend_ids and not is_kept:
             self._end_myself("retired, and its last frontend and its last lease are gone")
+
+    def _tell_idle_pools(self, now: float) -> None:
+        idle = self._control.idle_pools(now)
+        for pool in set(idle) - self._idle_pools:
+            by_how = self._control.num_placed_by_how
+            logger.warning("pool %s gets no requests: placed so far %s", pool, by_how)
+        self._idle_pools = set(idle)
 
     def _end_myself(self, reason: str) -> None:
         logger.warning("controller ends: generation=%s %s", self._config.generation, reason)

@@ -97,6 +97,8 @@ class ControllerStatus:
     num_queued: int
     num_in_flight: int
     max_in_flight: int
+    num_placed_by_how: dict[str, int]
+    idle_pools: tuple[str, ...]
     limits: ServingLimits | None
     layout_mismatch: str | None
 

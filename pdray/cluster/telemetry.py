@@ -42,6 +42,20 @@ def controller_text(status: ControllerStatus) -> bytes:
         f"pdray_num_requests_placed {status.num_in_flight}",
         *_header("pdray_max_requests_placed", "Past so many, requests queue."),
         f"pdray_max_requests_placed {status.max_in_flight}",
+        *_header(
+            "pdray_requests_placed_total",
+            "Requests placed so far: on two workers, or why on one.",
+            kind="counter",
+        ),
+        *(
+            f'pdray_requests_placed_total{{how="{how}"}} {count}'
+            for how, count in status.num_placed_by_how.items()
+        ),
+        *_header("pdray_idle_pool", "1 for a pool that gets no requests while others do."),
+        *(
+            f'pdray_idle_pool{{pool="{pool}"}} {int(pool in status.idle_pools)}'
+            for pool in sorted({worker.pool for worker in status.workers})
+        ),
         *_header("pdray_num_workers", "Places in the pools, by their worker's state."),
         *(
             f'pdray_num_workers{{pool="{pool}",state="{state}"}} {count}'
@@ -51,5 +65,5 @@ def controller_text(status: ControllerStatus) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _header(name: str, text: str) -> tuple[str, str]:
-    return f"# HELP {name} {text}", f"# TYPE {name} gauge"
+def _header(name: str, text: str, kind: str = "gauge") -> tuple[str, str]:
+    return f"# HELP {name} {text}", f"# TYPE {name} {kind}"

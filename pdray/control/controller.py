@@ -232,6 +232,16 @@ class ControlPlane:
         return self._router.num_queued
 
     @property
+    def num_placed_by_how(self) -> dict[str, int]:
+        """Requests so far: ``disaggregated``, or by why one worker does both phases."""
+        return dict(self._router.counts.by_how)
+
+    def idle_pools(self, now: float) -> list[str]:
+        """Pools with workers that take work, and get none while others do."""
+        ready = (worker for worker in self._fleet.workers() if worker.is_ready)
+        return self._router.counts.idle((worker.info.pool for worker in ready), now)
+
+    @property
     def num_in_flight(self) -> int:
         return len(self._table)
 

@@ -22,6 +22,7 @@ from pdray.policy.placement.base import PlacementChoice, PlacementPolicy
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
+from .placed_counts import PlacedCounts
 from .request_queue import QueuedRequest, RequestQueue
 from .worker_record import WorkerRecord
 
@@ -47,6 +48,7 @@ class Router:
         self._table = table
         self._max_queued = max_queued
         self._refuse_after_s = refuse_after_s
+        self.counts = PlacedCounts()
         self._queue = RequestQueue()
 
     @property
@@ -182,7 +184,14 @@ class Router:
         self._table.add(
             PlacedRequest(frontend_id=frontend_id, in_flight=in_flight, placement=placement)
         )
+        self._count(choice, now)
         return placement
+
+    def _count(self, choice: PlacementChoice, now: float) -> None:
+        worker_ids = (choice.prefill_id, *choice.decode_ids[:1])
+        workers = [self._fleet.get(each) for each in worker_ids if each is not None]
+        pools = [worker.info.pool for worker in workers if worker is not None]
+        self.counts.placed(choice.together, pools, now)
 
     def _too_late(self, ask: PlacementAsk, choice: PlacementChoice) -> Refusal | None:
         if choice.queue_s is None or self._refuse_after_s is None:

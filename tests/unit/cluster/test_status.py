@@ -35,6 +35,8 @@ def status_of(*workers: WorkerStatus, layout_mismatch: str | None = None) -> Con
         num_queued=3,
         num_in_flight=5,
         max_in_flight=8,
+        num_placed_by_how={"disaggregated": 7, "short": 2},
+        idle_pools=("decode",),
         limits=None,
         layout_mismatch=layout_mismatch,
     )
@@ -74,6 +76,9 @@ def test_the_controllers_gauges_are_a_valid_exposition() -> None:
         ("pdray_num_requests_queued", ()): 3,
         ("pdray_num_requests_placed", ()): 5,
         ("pdray_max_requests_placed", ()): 8,
+        ("pdray_requests_placed_total", ("disaggregated",)): 7,
+        ("pdray_requests_placed_total", ("short",)): 2,
+        ("pdray_idle_pool", ("decode",)): 1,
         ("pdray_num_workers", ("decode", "ready")): 1,
         ("pdray_num_workers", ("decode", "starting")): 2,
     }
