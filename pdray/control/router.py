@@ -164,16 +164,18 @@ class Router:
         if (refusal := self._too_late(ask, choice)) is not None:
             return refusal
         prefill = self._ready(choice.prefill_id)
+        num_cached_tokens, prefix_source = self._cached(ask, prefill)
         decodes = [self._fleet.get(worker_id) for worker_id in choice.decode_ids]
         placement = Placement(
             request_id=ask.request_id,
             prefill=None if prefill is None else prefill.info.address,
             decode_candidates=tuple(d.info.address for d in decodes if d is not None),
-            prefix_source=self._prefix_source(ask, prefill),
+            prefix_source=prefix_source,
             together=choice.together,
         )
         if prefill is not None:
-            self._fleet.book_prefill(prefill.info.worker_id, ask.num_prompt_tokens, now)
+            num_tokens = max(ask.num_prompt_tokens - num_cached_tokens, 1)
+            self._fleet.book_prefill(prefill.info.worker_id, num_tokens, now)
         in_flight = InFlight(
             ask=ask,
             prefill_id=choice.prefill_id,
@@ -214,22 +216,24 @@ class Router:
         assert worker.is_ready, f"not ready: {worker_id}"
         return worker
 
-    def _prefix_source(
+    def _cached(
         self, ask: PlacementAsk, prefill: WorkerRecord | None
-    ) -> PrefixSource | None:
-        """Where the longest known prefix of the prompt is, unless that is where it is computed."""
+    ) -> tuple[int, PrefixSource | None]:
+        """How many tokens of the prompt need not be computed, and where the longest known prefix
+        is, unless that is where the rest is computed."""
         if prefill is None:
-            return None
+            return 0, None
         tokens = self._fleet.cached_tokens(ask)
         prefill_id = prefill.info.worker_id
         num_own_tokens = tokens.get(prefill_id) or self._fleet.cached_tokens_at(ask, prefill_id)
         for worker_id in sorted(tokens, key=tokens.__getitem__, reverse=True):
             source = self._fleet.get(worker_id)
-            if tokens[worker_id] <= num_own_tokens:
-                return None
+            num_tokens = tokens[worker_id]
+            if num_tokens <= num_own_tokens:
+                break
             if source is not None and self._may_lend(source, prefill):
-                return PrefixSource(address=source.info.address, num_tokens=tokens[worker_id])
-        return None
+                return num_tokens, PrefixSource(address=source.info.address, num_tokens=num_tokens)
+        return num_own_tokens, None
 
     def _may_lend(self, source: WorkerRecord, prefill: WorkerRecord) -> bool:
         """One that drains may: only one that says nothing is not worth asking."""

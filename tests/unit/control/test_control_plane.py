@@ -372,6 +372,14 @@ def test_the_next_turn_hears_where_the_last_one_ended() -> None:
     assert other.prefix_source is None
 
 
+def test_what_is_cached_is_not_on_the_way_to_the_worker_that_computes_the_rest() -> None:
+    control = make_control()
+    control.finished("f", [], 1.0, [kept(D)])
+    place_next_turn(control)  # 100 tokens, 32 of which can be pulled
+    (prefill,) = control.fleet.ready(Role.PREFILL)
+    assert prefill.prefill_backlog_tokens == 68
+
+
 def test_a_turn_that_waited_in_the_queue_hears_it_too() -> None:
     control = make_control()
     control.place("f", asks("one", "two"), 0.0)
