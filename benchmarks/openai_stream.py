@@ -95,12 +95,15 @@ class Exchange:
         )
 
 
-async def exchange(session: aiohttp.ClientSession, target: Target, ask: Ask) -> Exchange:
-    """Sends one request and reads its stream to the end; errors end up in ``outcome``."""
+async def exchange(
+    session: aiohttp.ClientSession, target: Target, ask: Ask, seen: Exchange | None = None
+) -> Exchange:
+    """Sends one request and reads its stream to the end; errors end up in ``outcome``. What comes
+    is in ``seen`` at once, for those who look meanwhile."""
     timeout = aiohttp.ClientTimeout(total=target.timeout_s)
     body = json.dumps(target.body(ask)).encode()
     headers = {"Content-Type": "application/json"}
-    seen = Exchange(sent_at=time.monotonic())
+    seen = seen or Exchange(sent_at=time.monotonic())
     try:
         async with session.post(target.url, data=body, headers=headers, timeout=timeout) as answer:
             if answer.status != 200:

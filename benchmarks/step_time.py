@@ -77,6 +77,14 @@ class Trial:
         self._add_decodes()
         return statistics.median(self._step()[0] for _ in range(NUM_ALONE_STEPS))
 
+    def steps_for(self, seconds: float) -> list[float]:
+        """How long each step takes, of those that begin within so many seconds."""
+        end_at = time.perf_counter() + seconds
+        steps_s = []
+        while time.perf_counter() < end_at:
+            steps_s.append(self._step()[0])
+        return steps_s
+
     def run(self, name: str, num_prompts: int, every_s: float) -> Finding:
         self.alone_s()
         for _ in range(2):  # both kinds of step have been seen before anything counts
