@@ -96,13 +96,14 @@ class _Sums:
             case Role.PREFILL:
                 return [self._candidate(prefill, (), None) for prefill in self._prefills]
             case Role.DECODE:
-                return [self._candidate(None, each, None) for each in self._rankings(None)]
+                ranking = self._ranking(None)
+                return [self._candidate(None, ranking, None)] if ranking else []
         if self._view.mode is Mode.SOFT:
             return self._alone(Together.ONE_POOL)
         apart = [
             self._candidate(prefill, ranking, None)
             for prefill in self._prefills
-            for ranking in self._rankings(prefill)
+            if (ranking := self._ranking(prefill))
         ]
         if self._view.mode is Mode.AUTO:
             return apart + self._alone(Together.CHEAPER if apart else Together.ALONE)
@@ -144,16 +145,16 @@ class _Sums:
             + (0.0 if decode is None else decode.cost_s),
         )
 
-    def _rankings(self, prefill: WorkerView | None) -> list[list[tuple[float, WorkerView]]]:
-        """The decode workers that can take over from this one, in one list; none where there are
-        none."""
+    def _ranking(self, prefill: WorkerView | None) -> list[tuple[float, WorkerView]]:
+        """The decode workers that can take over from this one, best first, with the handoff's
+        seconds."""
         ranking: list[tuple[float, WorkerView]] = []
         for _, handoff_s, decode in self._ranked_for(prefill):
             if prefill is None or self._can_pair(prefill, decode):
                 ranking.append((handoff_s, decode))
                 if len(ranking) == MAX_DECODE_CANDIDATES:
                     break
-        return [ranking] if ranking else []
+        return ranking
 
     def _can_pair(self, prefill: WorkerView, decode: WorkerView) -> bool:
         one, other = prefill.info, decode.info
