@@ -185,6 +185,13 @@ class TransferConfig(Section):
     lease_s: Seconds = 30.0
 
 
+class EventLogConfig(Section):
+    """A folder on the controller's machine."""
+
+    folder: FilePath
+    max_bytes: Annotated[Size, Field(ge=2**20)] = 256 * 2**20
+
+
 class ControllerConfig(Section):
     placement: str = "cost"
     early_refusal: bool = False
@@ -192,6 +199,7 @@ class ControllerConfig(Section):
     queue_timeout_s: Seconds = 60.0
     worker_lease_s: Seconds = 60.0
     unused_exit_s: Seconds = 30.0
+    event_log: EventLogConfig | None = None
 
 
 class ServeConfig(Section):
@@ -327,8 +335,11 @@ def load_config(path: str | Path) -> PdrayConfig:
 
     serve = {"keys_file": beside(config.serve.keys_file)}
     handles = {"secret_file": beside(config.handles.secret_file)}
+    log = config.controller.event_log
+    controller = {"event_log": log and log.model_copy(update={"folder": beside(log.folder)})}
     return config.model_copy(
         update={
+            "controller": config.controller.model_copy(update=controller),
             "serve": config.serve.model_copy(update=serve),
             "handles": config.handles.model_copy(update=handles),
         }

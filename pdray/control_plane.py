@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
+from pathlib import Path
 
 from pdray.config import PdrayConfig
 from pdray.control.controller import ControlConfig, ControlPlane
 from pdray.core.slo import Slo
 from pdray.core.snapshot import Role
+from pdray.event_log.recorder import Recorder
 from pdray.policy.placement import PLACEMENT
 from pdray.policy.roles import RoleBounds
 
@@ -28,6 +31,21 @@ def make_control_plane(config: PdrayConfig) -> ControlPlane:
             slo=slo,
         ),
         policy,
+    )
+
+
+def start_recording(config: PdrayConfig, control: ControlPlane) -> Recorder | None:
+    """The event log, where the config asks for one. Whoever closes it gets all of it written."""
+    log = config.controller.event_log
+    if log is None:
+        return None
+    return Recorder(
+        control,
+        Path(log.folder).expanduser(),
+        config.serve.application,
+        life=f"{config.generation}-{time.time_ns()}",
+        max_bytes=log.max_bytes,
+        unix_time=time.time,
     )
 
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from pdray.config import PdrayConfig
 from pdray.control.controller import ControlPlane
-from pdray.control_plane import make_control_plane
+from pdray.control_plane import make_control_plane, start_recording
 from pdray.core.clock import WallClock
 from pdray.core.cluster_secret import newest_secret
 from pdray.core.errors import UnavailableError
@@ -95,6 +95,7 @@ class LocalCluster:
         """Two clusters whose workers meet need a ``frontend_id`` each."""
         self.config = config
         self.plane = make_control_plane(config)
+        self._recorder = start_recording(config, self.plane)
         self.controller = LocalController(frontend_id, self.plane)
         self.frontend = Frontend(
             frontend_id, self.controller, max_unread_tokens=config.serve.slow_reader_tokens
@@ -129,6 +130,8 @@ class LocalCluster:
         await self.frontend.stop()
         for worker in self.workers:
             await worker.stop()
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def _introduce(self, worker: Worker, infos: Sequence[WorkerInfo]) -> None:
         if Role.PREFILL in worker.config.role:

@@ -53,6 +53,8 @@ KEYS = [
     "controller.queue_timeout_s",
     "controller.worker_lease_s",
     "controller.unused_exit_s",
+    "controller.event_log.folder",
+    "controller.event_log.max_bytes",
     "handles.secret_file",
     "handles.lease_s",
     "handles.max_fraction",

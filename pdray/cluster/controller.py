@@ -14,7 +14,7 @@ from typing import cast
 import ray
 
 from pdray.config import PdrayConfig
-from pdray.control_plane import make_control_plane
+from pdray.control_plane import make_control_plane, start_recording
 from pdray.core.clock import WallClock
 from pdray.core.placement import (
     InFlight,
@@ -64,6 +64,7 @@ class ControllerActor:
         self._clock = WallClock()
         self._me = cast("ControllerHandle", ray.get_runtime_context().current_actor)
         self._control = make_control_plane(config)
+        self._recorder = start_recording(config, self._control)
         self._waits: dict[str, _Wait] = {}
         self._frontend_texts: dict[str, bytes] = {}
         self._used_at = self._clock.now()
@@ -193,6 +194,8 @@ class ControllerActor:
         for frontend_id in self._control.frontend_ids:
             self._control.frontend_gone(frontend_id, self._clock.now())
         self._deliver()
+        if self._recorder is not None:
+            self._recorder.close()
         exit_this_actor()
 
     # What becomes of workers: called by their slots

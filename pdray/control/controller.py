@@ -6,7 +6,7 @@ clock that never goes back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pdray.core.mode import Mode
@@ -29,6 +29,7 @@ from pdray.policy.roles import RoleBounds, RoleFlip
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
+from .journal import Journal, event
 from .layout_mismatch import layout_mismatch
 from .prefix_directory import PrefixDirectory
 from .roles import Roles
@@ -65,9 +66,13 @@ class _FrontendRecord:
 
 
 class ControlPlane:
-    """Call ``take_decisions`` after every event: it has the answers to queued requests."""
+    """Call ``take_decisions`` after every event: it has the answers to queued requests.
+
+    It is a function of its events: another one of the same config, told the same, decides the
+    same. ``journal`` hears of every event when it is over."""
 
     def __init__(self, config: ControlConfig, policy: PlacementPolicy) -> None:
+        self.journal: Journal | None = None
         self._config = config
         self._directory = PrefixDirectory(config.max_known_prefixes)
         self._fleet = Fleet(
@@ -91,30 +96,36 @@ class ControlPlane:
 
     # Events of workers
 
+    @event
     def worker_joined(self, info: WorkerInfo, now: float) -> None:
         """A worker is ready to take work. Told again, it changes nothing."""
         self._fleet.add(info, now)
         self._place_queued(now)
 
+    @event
     def pair_met(self, one: WorkerId, other: WorkerId, failure: str | None, now: float) -> None:
         """Two workers have tried to reach each other; with a ``failure`` no request is placed on
         both, until a later meeting has none."""
         self._fleet.pair_met(one, other, failure)
         self._place_queued(now)
 
+    @event
     def worker_draining(self, worker_id: WorkerId, now: float) -> None:
         self._fleet.drain(worker_id)
         self._place_queued(now)
 
+    @event
     def worker_left(self, worker_id: WorkerId, now: float) -> None:
         """Its requests stay in flight until their frontends say otherwise."""
         self._fleet.remove(worker_id)
         self._place_queued(now)
 
+    @event
     def snapshot(self, snapshot: WorkerSnapshot, now: float) -> None:
         self._fleet.update(snapshot, now)
         self._place_queued(now)
 
+    @event
     def prefixes_told(self, worker_id: WorkerId, report: PrefixReport, now: float) -> bool:
         """What has come into a worker's prefix cache, and what has gone. False asks it to start
         again: this is not what follows on what is known of it."""
@@ -122,14 +133,16 @@ class ControlPlane:
 
     # Events of frontends
 
+    @event
     def place(
         self, frontend_id: str, asks: Sequence[PlacementAsk], now: float
     ) -> list[Placement | Queued | Refusal]:
         """Answers in the order of ``asks``. An ask repeated gets its answer again; one that is
         to be placed anew must be reported as finished first."""
-        self.frontend_seen(frontend_id, now)
+        self._frontend(frontend_id, now)
         return [self._router.place(frontend_id, ask, now) for ask in asks]
 
+    @event
     def finished(
         self,
         frontend_id: str,
@@ -150,19 +163,16 @@ class ControlPlane:
                 self._table.finish(request_id, now)
         self._place_queued(now)
 
+    @event
     def frontend_seen(self, frontend_id: str, now: float) -> bool:
         """False asks for a ``resume``: what this frontend has in flight is not known here."""
-        record = self._frontends.setdefault(
-            frontend_id, _FrontendRecord(seen_at=now, has_resumed=False)
-        )
-        record.seen_at = now
-        return record.has_resumed
+        return self._frontend(frontend_id, now).has_resumed
 
+    @event
     def resume(self, frontend_id: str, in_flight: Sequence[InFlight], now: float) -> None:
         """All that a frontend has in flight: after this control plane was remade, or what the
         two told each other was lost. What is not among it has ended."""
-        self.frontend_seen(frontend_id, now)
-        self._frontends[frontend_id].has_resumed = True
+        self._frontend(frontend_id, now).has_resumed = True
         told = {request.ask.request_id for request in in_flight}
         for request_id in self._table.of_frontend(frontend_id):
             if request_id not in told:
@@ -175,25 +185,21 @@ class ControlPlane:
                 )
         self._place_queued(now)
 
+    @event
     def frontend_gone(self, frontend_id: str, now: float) -> None:
         """It owns nothing any more: workers see for themselves that its link is gone."""
-        self._frontends.pop(frontend_id, None)
-        for request_id in self._router.queued_of(frontend_id):
-            refusal = self._router.give_up(frontend_id, request_id, now)
-            assert refusal is not None
-            self._decisions.append(refusal)
-        for request_id in self._table.of_frontend(frontend_id):
-            self._table.remove(request_id)
+        self._forget(frontend_id, now)
         self._place_queued(now)
 
     # Time, and what came of it all
 
+    @event
     def tick(self, now: float) -> None:
         """What time alone brings about; a few times a second."""
         self._fleet.mark_stale(now, self._config.stale_after_s)
         for frontend_id, record in list(self._frontends.items()):
             if now - record.seen_at > self._config.frontend_timeout_s:
-                self.frontend_gone(frontend_id, now)
+                self._forget(frontend_id, now)
         flip = None if self._roles is None else self._roles.tick(now)
         if flip is not None:
             self._role_flips.append(flip)
@@ -210,6 +216,22 @@ class ControlPlane:
         """Those made since the last call; workers need not be told."""
         flips, self._role_flips = self._role_flips, []
         return flips
+
+    @property
+    def num_outcomes(self) -> tuple[int, int]:
+        """Decisions and flips that nobody has taken yet."""
+        return len(self._decisions), len(self._role_flips)
+
+    def outcomes_since(
+        self, num_outcomes: tuple[int, int]
+    ) -> tuple[Sequence[Placement | Refusal], Sequence[RoleFlip]]:
+        """Those that came after there were so many; nobody may have taken any since."""
+        num_decisions, num_flips = num_outcomes
+        return self._decisions[num_decisions:], self._role_flips[num_flips:]
+
+    def watch(self, watcher: Callable[[PlacementPolicy], PlacementPolicy]) -> None:
+        """Puts something round the policy that sees what it is asked, and answers as it does."""
+        self._router.policy = watcher(self._router.policy)
 
     # What is so
 
@@ -263,6 +285,22 @@ class ControlPlane:
         self._fleet.check_integrity()
         self._table.check_integrity()
         self._router.check_integrity()
+
+    def _frontend(self, frontend_id: str, now: float) -> _FrontendRecord:
+        record = self._frontends.setdefault(
+            frontend_id, _FrontendRecord(seen_at=now, has_resumed=False)
+        )
+        record.seen_at = now
+        return record
+
+    def _forget(self, frontend_id: str, now: float) -> None:
+        self._frontends.pop(frontend_id, None)
+        for request_id in self._router.queued_of(frontend_id):
+            refusal = self._router.give_up(frontend_id, request_id, now)
+            assert refusal is not None
+            self._decisions.append(refusal)
+        for request_id in self._table.of_frontend(frontend_id):
+            self._table.remove(request_id)
 
     def _place_queued(self, now: float) -> None:
         self._decisions += self._router.place_queued(now)

@@ -43,7 +43,7 @@ class Router:
         max_queued: int,
         refuse_after_s: float | None,
     ) -> None:
-        self._policy = policy
+        self.policy = policy
         self._fleet = fleet
         self._table = table
         self._max_queued = max_queued
@@ -158,7 +158,7 @@ class Router:
     def _choose(
         self, frontend_id: str, ask: PlacementAsk, now: float
     ) -> Placement | Refusal | None:
-        choice = self._policy.place(self._fleet, ask)
+        choice = self.policy.place(self._fleet, ask)
         if choice is None:
             return None
         if (refusal := self._too_late(ask, choice)) is not None:

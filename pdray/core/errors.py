@@ -21,6 +21,7 @@
     +-- RankLostError               a process of a tensor-parallel worker died: it cannot go on
     +-- LinkError                   a link could not be made or was lost
     |   +-- LinkRefusedError        the peer refused it: key, wire version or layout
+    +-- EventLogError               a controller's event log cannot be read, or lacks a request
     +-- IllegalTransitionError      a state machine was asked for an arrow it has not
 """
 
@@ -128,6 +129,10 @@ class LinkError(PdrayError):
 
 class LinkRefusedError(LinkError):
     """The peer refused the link: wrong key, unlike wire version or layout."""
+
+
+class EventLogError(PdrayError):
+    """A controller's event log cannot be read, or does not have what was asked of it."""
 
 
 class IllegalTransitionError(PdrayError):
