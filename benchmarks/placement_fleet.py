@@ -79,6 +79,7 @@ def snapshot_of(worker_id: WorkerId, now: float, rng: random.Random) -> WorkerSn
         prefix_hit_tokens=0,
         num_evicted_blocks=0,
         reads=reads,
+        bytes_read=(),
     )
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
+from pdray.core.errors import UnavailableError
+from pdray.core.overview import Overview
 from pdray.core.placement import ServingLimits
 from pdray.core.request import FinishReason, Request
 from pdray.frontend.text import Tokenizer
@@ -96,6 +98,9 @@ def make_pdray_api(interval_s: float, tokenizer_path: Path) -> FastAPI:
     async def metrics_text() -> bytes:
         return b""
 
+    async def overview() -> Overview:
+        raise UnavailableError("nobody runs here")
+
     service = CompletionService(
         StampSource(interval_s), Tokenizer(tokenizer_path), model_name=MODEL, limits=limits
     )
@@ -104,6 +109,7 @@ def make_pdray_api(interval_s: float, tokenizer_path: Path) -> FastAPI:
             service=service,
             missing=missing,
             metrics_text=metrics_text,
+            overview=overview,
             max_ongoing_requests=1024,
             keys=None,
         )

@@ -80,6 +80,7 @@ def make_snapshot(
         num_evicted_blocks=0,
         step_time=step_time,
         reads=reads,
+        bytes_read=(),
     )
 
 

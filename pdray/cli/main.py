@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pdray import __version__
-from pdray.cli import batch, explain, key, serve
+from pdray.cli import batch, explain, key, serve, status, top
 from pdray.cli.serve import EXIT_ERROR
 from pdray.core.errors import PdrayError
 from pdray.core.out_of_scope import out_of_scope
@@ -32,22 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """As argparse does, which ends the process where an option cannot be; of those that are left
     out on purpose it says so."""
-    top = parser()
-    args, unknown = top.parse_known_args(argv)
+    pdray = parser()
+    args, unknown = pdray.parse_known_args(argv)
     for word in unknown:
         if reason := out_of_scope(word.partition("=")[0]):
-            top.error(f"{word}: {reason}")
+            pdray.error(f"{word}: {reason}")
     if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+        pdray.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    pdray = argparse.ArgumentParser(
         prog="pdray", description="Prefill and decode of one model in separate pools."
     )
-    top.add_argument("--version", action="version", version=f"pdray {__version__}")
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, batch, explain, key):
+    pdray.add_argument("--version", action="version", version=f"pdray {__version__}")
+    commands = pdray.add_subparsers(metavar="COMMAND", required=True)
+    for command in (serve, batch, status, top, explain, key):
         command.add_parser(commands)
-    return top
+    return pdray

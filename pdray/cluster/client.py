@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayError
 from pdray.config import PdrayConfig
 from pdray.core.clock import WallClock
 from pdray.core.errors import UnavailableError
+from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
@@ -24,10 +25,11 @@ from pdray.core.placement import (
     ServingLimits,
 )
 from pdray.metrics.exposition import merge_expositions
+from pdray.metrics.prometheus import FrontendMetrics
 
 from .controller import get_or_make_controller
 from .handles import ControllerHandle
-from .messages import ControllerStatus
+from .messages import ControllerStatus, FrontendReport
 from .names import kill_actor
 
 logger = logging.getLogger(__name__)
@@ -70,13 +72,13 @@ class RayControllerClient:
         self._in_flight: dict[str, InFlight] = {}
         self._has_news = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._own_text: Callable[[], bytes] = lambda: b""
+        self._metrics: FrontendMetrics | None = None
 
-    async def start(self, own_text: Callable[[], bytes]) -> None:
-        """Gets or makes the controller. ``own_text`` gives this frontend's metrics, which other
-        replicas show in their scrapes."""
+    async def start(self, metrics: FrontendMetrics) -> None:
+        """Gets or makes the controller. ``metrics`` are this frontend's, which other replicas show
+        in their scrapes."""
         loop = asyncio.get_running_loop()
-        self._own_text = own_text
+        self._metrics = metrics
         await self._renew()
         self._tasks = [
             loop.create_task(self._forever(self._send_round)),
@@ -161,7 +163,18 @@ class RayControllerClient:
             raise UnavailableError(
                 f"the controller has not answered a scrape for {_SCRAPE_TIMEOUT_S:g} s"
             ) from None
-        return merge_expositions([self._own_text(), *others])
+        assert self._metrics is not None, "not started"
+        return merge_expositions([self._metrics.text(), *others])
+
+    async def overview(self) -> Overview:
+        """For operators. Raises UnavailableError where the controller does not answer in time."""
+        call = self._call(lambda controller: controller.overview.remote())
+        try:
+            return await asyncio.wait_for(call, _SCRAPE_TIMEOUT_S)
+        except TimeoutError:
+            raise UnavailableError(
+                f"the controller has not answered for {_SCRAPE_TIMEOUT_S:g} s"
+            ) from None
 
     async def _send_round(self) -> None:
         await self._has_news.wait()
@@ -216,9 +229,12 @@ class RayControllerClient:
         await self._renew()
 
     async def _renew(self) -> None:
-        text = self._own_text()
+        assert self._metrics is not None, "not started"
+        report = FrontendReport(
+            metrics_text=self._metrics.text(), latencies=self._metrics.recent.take()
+        )
         renewal = await self._call(
-            lambda c: c.renew.remote(self._frontend_id, self._claimed_at, text)
+            lambda c: c.renew.remote(self._frontend_id, self._claimed_at, report)
         )
         if renewal.limits is not None:
             self._limits = renewal.limits

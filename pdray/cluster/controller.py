@@ -16,6 +16,7 @@ import ray
 from pdray.config import PdrayConfig
 from pdray.control_plane import make_control_plane, start_recording
 from pdray.core.clock import WallClock
+from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
@@ -30,8 +31,16 @@ from pdray.core.snapshot import WorkerInfo
 from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle, WorkerHandle
 from .introductions import Introductions
-from .messages import Claim, ControllerStatus, Heartbeat, HeartbeatReply, Renewal
+from .messages import (
+    Claim,
+    ControllerStatus,
+    FrontendReport,
+    Heartbeat,
+    HeartbeatReply,
+    Renewal,
+)
 from .names import NAMESPACE, controller_name
+from .observations import Observations
 from .pool import WorkerPools
 from .takeover import Takeover
 from .telemetry import controller_text, worker_texts
@@ -65,6 +74,7 @@ class ControllerActor:
         self._me = cast("ControllerHandle", ray.get_runtime_context().current_actor)
         self._control = make_control_plane(config)
         self._recorder = start_recording(config, self._control)
+        self._observations = Observations(self._clock.now())
         self._waits: dict[str, _Wait] = {}
         self._frontend_texts: dict[str, bytes] = {}
         self._used_at = self._clock.now()
@@ -113,11 +123,12 @@ class ControllerActor:
         for request_id in request_ids:
             self._waits.pop(request_id, None)
 
-    async def renew(self, frontend_id: str, claimed_at: float, metrics_text: bytes) -> Renewal:
+    async def renew(self, frontend_id: str, claimed_at: float, report: FrontendReport) -> Renewal:
         """Every second or so, from every frontend."""
         self._claimed_at = max(self._claimed_at, claimed_at)
         now = self._used_at = self._clock.now()
-        self._frontend_texts[frontend_id] = metrics_text
+        self._frontend_texts[frontend_id] = report.metrics_text
+        self._observations.heard_latencies(report.latencies, now)
         return Renewal(
             wants_resume=not self._control.frontend_seen(frontend_id, now),
             limits=self._control.limits(),
@@ -152,6 +163,7 @@ class ControllerActor:
             if heartbeat.prefixes is not None:
                 knows_prefixes = self._control.prefixes_told(worker_id, heartbeat.prefixes, now)
             self._control.snapshot(heartbeat.snapshot, now)
+            self._observations.heard_snapshot(heartbeat.pool, heartbeat.snapshot, now)
             self._deliver()
         return HeartbeatReply(is_wanted=True, knows_prefixes=knows_prefixes)
 
@@ -177,6 +189,10 @@ class ControllerActor:
             limits=self._control.limits(),
             layout_mismatch=self._control.layout_mismatch(),
         )
+
+    async def overview(self) -> Overview:
+        now = self._clock.now()
+        return self._observations.overview(self._config, self._control, await self.status(), now)
 
     async def claim(self) -> Claim:
         return self._own_claim()
@@ -216,6 +232,7 @@ class ControllerActor:
 
     def worker_left(self, worker_id: WorkerId) -> None:
         self._introductions.forget(worker_id)
+        self._observations.worker_left(worker_id)
         self._control.worker_left(worker_id, self._clock.now())
         self._deliver()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import ParamSpec, Protocol, TypeVar
 
+from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
@@ -17,7 +18,15 @@ from pdray.core.placement import (
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
 
-from .messages import Claim, ControllerStatus, Heartbeat, HeartbeatReply, Renewal, StartFailure
+from .messages import (
+    Claim,
+    ControllerStatus,
+    FrontendReport,
+    Heartbeat,
+    HeartbeatReply,
+    Renewal,
+    StartFailure,
+)
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -47,13 +56,14 @@ class ControllerHandle(Protocol):
     place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
     wait: RemoteMethod[[str], Placement | Refusal | None]
     finished: RemoteMethod[[str, Sequence[str], Sequence[KeptPrefix]], None]
-    renew: RemoteMethod[[str, float, bytes], Renewal]
+    renew: RemoteMethod[[str, float, FrontendReport], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]
     metrics: RemoteMethod[[str], list[bytes]]
     heartbeat: RemoteMethod[[Heartbeat], HeartbeatReply]
     hold: RemoteMethod[[float], None]
     status: RemoteMethod[[], ControllerStatus]
+    overview: RemoteMethod[[], Overview]
     claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], None]
     shutdown: RemoteMethod[[], None]

@@ -9,6 +9,7 @@ from pdray.core.placement import ServingLimits
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerSnapshot, WorkerState
+from pdray.metrics.window import LatencyCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,14 @@ class HeartbeatReply:
 
     is_wanted: bool
     knows_prefixes: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontendReport:
+    """Frontend to controller: all its metrics, and the latencies that are new."""
+
+    metrics_text: bytes
+    latencies: LatencyCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

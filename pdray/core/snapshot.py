@@ -80,6 +80,14 @@ class WorkerInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BytesRead:
+    """KV bytes that a worker has read of a pool's workers so far."""
+
+    source_pool: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSnapshot:
     """A worker's numbers at one moment of its own clock. No defaults: a producer that forgets
     a field is found by mypy."""
@@ -107,6 +115,7 @@ class WorkerSnapshot:
     """As fitted so far; None before it is known."""
     reads: tuple[LinkCost, ...]
     """What its reads of peers have cost, by the peers' node group."""
+    bytes_read: tuple[BytesRead, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from pdray.metrics.buckets import REQUEST_BUCKETS_S, TOKEN_BUCKETS_S, TRANSFER_B
 from pdray.metrics.exposition import exposition_text
 from pdray.metrics.tiers import TierMetrics
 from pdray.metrics.total import Total
+from pdray.metrics.window import RecentLatencies
 
 
 class Outcome(enum.StrEnum):
@@ -36,6 +37,7 @@ class FrontendMetrics:
 
     def __init__(self, replica: str) -> None:
         self._registry = registry = CollectorRegistry()
+        self.recent = RecentLatencies()
 
         def histogram(name: str, text: str, buckets_s: tuple[float, ...]) -> Histogram:
             return Histogram(name, text, ["replica"], registry=registry, buckets=buckets_s).labels(
@@ -88,6 +90,8 @@ class FrontendMetrics:
         """The first token, ``seconds`` after arrival; ``n - 1`` more came with it."""
         self._ttft.observe(seconds)
         self._output_tokens.inc(n)
+        self.recent.first_token(seconds)
+        self.recent.interval(0.0, n - 1)
         for _ in range(n - 1):
             self._itl.observe(0.0)
 
@@ -96,6 +100,8 @@ class FrontendMetrics:
         and ``n - 1`` of none, which is what the client sees."""
         self._itl.observe(seconds)
         self._output_tokens.inc(n)
+        self.recent.interval(seconds)
+        self.recent.interval(0.0, n - 1)
         for _ in range(n - 1):
             self._itl.observe(0.0)
 

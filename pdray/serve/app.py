@@ -100,7 +100,7 @@ class Ingress:
         """Serve calls it once; the replica gets requests when it has returned."""
         keys = await asyncio.to_thread(keys_of, self._config)
         # The controller first, as the workers load the model meanwhile.
-        await self._controller.start(self._frontend.metrics.text)
+        await self._controller.start(self._frontend.metrics)
         path = await asyncio.to_thread(resolve_model, self._config.model, logger.info)
         tokenizer = await asyncio.to_thread(Tokenizer, path)
         await self._wait_for_workers()
@@ -117,6 +117,7 @@ class Ingress:
                 service=service,
                 missing=self._missing,
                 metrics_text=self._controller.metrics_text,
+                overview=self._controller.overview,
                 max_ongoing_requests=self._config.serve.max_ongoing_requests,
                 keys=keys,
             ),

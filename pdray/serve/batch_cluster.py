@@ -93,7 +93,7 @@ async def running_frontend(
     controller = RayControllerClient(config, frontend_id)
     frontend = Frontend(frontend_id, controller, max_unread_tokens=config.serve.slow_reader_tokens)
     try:
-        await controller.start(frontend.metrics.text)
+        await controller.start(frontend.metrics)
         yield frontend, controller
     finally:
         await frontend.stop()

@@ -20,7 +20,9 @@ from pdray.core.errors import (
     PdrayError,
     UnavailableError,
 )
+from pdray.core.overview import Overview
 from pdray.serve.completion import CompletionService
+from pdray.serve.dashboard.routes import add_dashboard_routes
 from pdray.serve.error_bodies import error_body
 from pdray.serve.keys import KeyRing
 from pdray.serve.openai_api import GenerationBody, parse_chat, parse_completion
@@ -41,8 +43,8 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressState:
     """What the routes work on. ``missing`` says why no request can be placed, None where one
-    can; ``metrics_text`` gives the exposition of the whole application; without ``keys``
-    everybody is let in.
+    can; ``metrics_text`` gives the exposition of the whole application, ``overview`` what the
+    dashboard shows; without ``keys`` everybody is let in.
 
     Past ``max_ongoing_requests`` calls in flight, further ones get a 429.
     """
@@ -50,6 +52,7 @@ class IngressState:
     service: CompletionService
     missing: Callable[[], Awaitable[str | None]]
     metrics_text: Callable[[], Awaitable[bytes]]
+    overview: Callable[[], Awaitable[Overview]]
     max_ongoing_requests: int
     keys: KeyRing | None
     write_timeout_s: float = 30.0
@@ -148,6 +151,8 @@ def add_operation_routes(api: FastAPI, state: IngressState) -> None:
     @api.get("/metrics")
     async def metrics() -> Response:
         return Response(await state.metrics_text(), headers={"content-type": METRICS_TYPE})
+
+    add_dashboard_routes(api, state.overview)
 
 
 def add_error_handlers(api: FastAPI) -> None:

@@ -223,6 +223,7 @@ class Worker:
             num_queued=self._prefilling.num_waiting,
             queued_tokens=self._prefilling.waiting_tokens,
             reads=self._read_log.costs(),
+            bytes_read=self._read_log.bytes_read(),
         )
 
     def prefix_report(self) -> PrefixReport | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pdray.core.link_cost import LinkCost
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import KVSpan, WorkerInfo, WorkerSnapshot, WorkerState
+from pdray.core.snapshot import BytesRead, KVSpan, WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
 from pdray.kvcache.layout import KVLayout
 from pdray.worker.config import WorkerConfig
@@ -52,6 +52,7 @@ def snapshot_of(
     num_queued: int,
     queued_tokens: int,
     reads: tuple[LinkCost, ...],
+    bytes_read: tuple[BytesRead, ...],
 ) -> WorkerSnapshot:
     """``num_queued`` requests with ``queued_tokens`` to be computed wait before the engine."""
     pool = engine.pool
@@ -73,4 +74,5 @@ def snapshot_of(
         num_evicted_blocks=pool.num_evictions,
         step_time=engine.step_time,
         reads=reads,
+        bytes_read=bytes_read,
     )

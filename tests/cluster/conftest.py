@@ -88,7 +88,7 @@ class ClusterFrontend:
         self.frontend = Frontend(frontend_id, self.client, max_unread_tokens=4096)
 
     async def __aenter__(self) -> ClusterFrontend:
-        await self.client.start(self.frontend.metrics.text)
+        await self.client.start(self.frontend.metrics)
         return self
 
     async def __aexit__(self, *error: object) -> None:

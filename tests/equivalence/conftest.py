@@ -14,6 +14,7 @@ from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import IngressState, make_api
 from tests.http_server import serving
 from tests.local_cluster import config_of, until_idle
+from tests.overviews import overview
 
 MODEL = "tiny"
 
@@ -52,6 +53,7 @@ async def client(
         service=service,
         missing=missing,
         metrics_text=metrics_text,
+        overview=overview,
         max_ongoing_requests=64,
         keys=None,
     )

@@ -84,6 +84,7 @@ def snapshot(**changes: int) -> WorkerSnapshot:
         num_evicted_blocks=0,
         step_time=None,
         reads=(),
+        bytes_read=(),
     )
     return replace(known, **changes)
 
