@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-_WIDTH = 120
+_WIDTH = 140
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:

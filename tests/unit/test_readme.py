@@ -46,6 +46,12 @@ def test_the_batch_job_is_a_command_that_pdray_takes() -> None:
     load_config(ROOT / args.config)
 
 
+def test_the_other_commands_are_ones_that_pdray_takes() -> None:
+    for name in ("status", "top", "explain"):
+        (command,) = commands_with(f"pdray {name}")
+        parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
 def test_the_two_applications_are_served_by_a_command_that_pdray_takes() -> None:
     (command,) = commands_with("pdray serve")
     args = parser().parse_args(shlex.split(command)[1:])
