@@ -196,7 +196,7 @@ class ControlPlane:
     @event
     def tick(self, now: float) -> None:
         """What time alone brings about; a few times a second."""
-        self._fleet.mark_stale(now, self._config.stale_after_s)
+        self._fleet.tick(now, self._config.stale_after_s)
         for frontend_id, record in list(self._frontends.items()):
             if now - record.seen_at > self._config.frontend_timeout_s:
                 self._forget(frontend_id, now)

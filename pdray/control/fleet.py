@@ -5,7 +5,7 @@ Every answer is kept up to date by events, so that none has to look at all worke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pdray.core.mode import Mode
@@ -18,6 +18,7 @@ from .capacity import Capacity
 from .link_costs import LinkCosts
 from .prefix_directory import PrefixDirectory
 from .prefix_index import PrefixIndex
+from .prompt_share import PromptShare
 from .ready_workers import ReadyWorkers
 from .sessions import Sessions
 from .worker_record import NOTHING_BOOKED, Booked, WorkerRecord
@@ -50,6 +51,7 @@ class Fleet:
         self._prefixes = PrefixIndex(max_known_blocks)
         self._link_costs = LinkCosts()
         self._sessions = Sessions(_MAX_SESSIONS)
+        self._prompt_share = PromptShare()
 
     def __contains__(self, worker_id: WorkerId | None) -> bool:
         return worker_id in self._workers
@@ -68,6 +70,15 @@ class Fleet:
 
     def shortlist(self, role: Role, count: int) -> list[WorkerRecord]:
         return self._ready.by_load(role).first(count)
+
+    def prompt_load(self, worker_id: WorkerId) -> float:
+        record = self._workers[worker_id]
+        if self.mode is Mode.AUTO:
+            return self._prompt_share.load_of(worker_id)
+        return record.prompt_load
+
+    def spared(self) -> Sequence[WorkerId]:
+        return self._prompt_share.spared
 
     def batch_room(self, role: Role) -> int:
         return self._ready.batch_room(role)
@@ -175,6 +186,8 @@ class Fleet:
     def book_prefill(self, worker_id: WorkerId, num_tokens: int, now: float) -> None:
         """A prompt is on its way to this worker, which must be alive."""
         record = self._workers[worker_id]
+        if record.step_time is not None:
+            self._prompt_share.placed(num_tokens * record.step_time.prefill_token_s, now)
         record.add_prefill(num_tokens, now)
         self._ready.refresh(record)
 
@@ -196,7 +209,8 @@ class Fleet:
     def decoding(self) -> dict[WorkerId, Booked]:
         return dict(self._decoding)
 
-    def mark_stale(self, now: float, stale_after_s: float) -> None:
+    def tick(self, now: float, stale_after_s: float) -> None:
+        """What time alone changes."""
         while self._heard:
             record = next(iter(self._heard.values()))
             if now - record.seen_at <= stale_after_s:
@@ -205,6 +219,9 @@ class Fleet:
             record.is_stale = True
             self._ready.refresh(record)
         self._prefixes.sweep()
+        if self.mode is Mode.AUTO:
+            decodes = self._ready.by_load(Role.DECODE)
+            self._prompt_share.settle(decodes, len(decodes), now)
 
     def check_integrity(self) -> None:
         """Asserts that what events have kept up to date is what all workers together say."""

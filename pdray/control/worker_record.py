@@ -45,7 +45,7 @@ class WorkerRecord:
         self.kv_utilization = 0.0
         self._decoding = decoding
         self._unseen: deque[tuple[float, int]] = deque()
-        self.prefill_tokens_per_s = 0.0
+        self._prefill_tokens_per_s = 0.0
         self._rated_at = now
 
     @property
@@ -71,6 +71,12 @@ class WorkerRecord:
         return None if self.snapshot is None else self.snapshot.step_time
 
     @property
+    def prompt_load(self) -> float:
+        """The share of its time that prompts took of late."""
+        step_time = self.step_time
+        return 0.0 if step_time is None else self._prefill_tokens_per_s * step_time.prefill_token_s
+
+    @property
     def fullness(self) -> float:
         return max(self.num_decoding / self.info.max_batch_size, self.kv_utilization)
 
@@ -88,10 +94,10 @@ class WorkerRecord:
         self._unseen.append((now, num_tokens))
         self.prefill_backlog_tokens += num_tokens
         self._rate(now)
-        self.prefill_tokens_per_s += num_tokens / _LATELY_S
+        self._prefill_tokens_per_s += num_tokens / _LATELY_S
 
     def _rate(self, now: float) -> None:
-        self.prefill_tokens_per_s *= math.exp((self._rated_at - now) / _LATELY_S)
+        self._prefill_tokens_per_s *= math.exp((self._rated_at - now) / _LATELY_S)
         self._rated_at = now
 
     def check_integrity(self) -> None:

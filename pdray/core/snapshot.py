@@ -154,10 +154,6 @@ class WorkerView(Protocol):
         """Prompt tokens of those requests."""
 
     @property
-    def prefill_tokens_per_s(self) -> float:
-        """That were placed on it of late."""
-
-    @property
     def step_time(self) -> StepTime | None:
         """As fitted by the worker; None until it knows."""
 
@@ -195,6 +191,13 @@ class FleetView(Protocol):
 
     def shortlist(self, role: Role, count: int) -> Sequence[WorkerView]:
         """The first ``count`` of them, or all that there are."""
+
+    def prompt_load(self, worker_id: WorkerId) -> float:
+        """The share of a living worker's time that prompts take, as far as that can be told."""
+
+    def spared(self) -> Sequence[WorkerId]:
+        """Mode auto: some that took new work and are not to compute prompts for now, the least
+        full first; they may have changed since."""
 
     def batch_room(self, role: Role) -> int:
         """The batches of all workers that take new work of this phase, together."""

@@ -92,14 +92,15 @@ def forecast_prefill(
     return PrefillForecast(queue_s / share, compute_s / share, num_decodes * compute_s)
 
 
-def forecast_decode(worker: WorkerView, ask: PlacementAsk, step_time: StepTime) -> DecodeForecast:
-    """Where prompts are computed too, they take from its time what they have taken of late."""
+def forecast_decode(
+    worker: WorkerView, ask: PlacementAsk, step_time: StepTime, prompt_load: float
+) -> DecodeForecast:
+    """``prompt_load``: what prompts take of the worker's time."""
     num_others = worker.num_decoding
     others = StepWork(num_decodes=num_others, num_context_tokens=worker.num_decoding_tokens)
     num_tokens = min(ask.max_tokens, MAX_FORETOLD_OUTPUT_TOKENS)
     itl_s = step_time.step_s(others.with_decode(ask.num_prompt_tokens + num_tokens // 2))
-    load = min(worker.prefill_tokens_per_s * step_time.prefill_token_s, _MAX_LOAD)
-    decode_s = num_tokens * itl_s / (1.0 - load)
+    decode_s = num_tokens * itl_s / (1.0 - min(prompt_load, _MAX_LOAD))
     # One in, one out: those who run leave in the time that one of them takes.
     num_seats = worker.info.max_batch_size
     over = max((num_others + 1 - num_seats) / num_seats, 0.0)

@@ -90,7 +90,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 4.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        self.fleet.mark_stale(self.now, STALE_AFTER_S)
+        self.fleet.tick(self.now, STALE_AFTER_S)
         for name, seen_at in self.seen_at.items():
             self.is_stale[name] = self.now - seen_at > STALE_AFTER_S
 

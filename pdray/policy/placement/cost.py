@@ -209,7 +209,8 @@ class _Sums:
         worker_id = worker.info.worker_id
         known = self._forecasts.get(worker_id)
         if known is None:
-            known = forecast_decode(worker, self._ask, self._step_time(worker))
+            load = self._view.prompt_load(worker_id)
+            known = forecast_decode(worker, self._ask, self._step_time(worker), load)
             self._forecasts[worker_id] = known
         return known
 
@@ -235,7 +236,8 @@ def _cached(view: FleetView, ask: PlacementAsk) -> Mapping[WorkerId, int]:
 def _shortlist(view: FleetView, role: Role, cached: Mapping[WorkerId, int]) -> list[WorkerView]:
     """The least loaded, and of those that have some of the prompt the ones that have the most."""
     workers = {worker.info.worker_id: worker for worker in view.shortlist(role, _NUM_LEAST_LOADED)}
-    for worker_id in sorted(cached, key=cached.__getitem__, reverse=True)[:_NUM_LONGEST_CACHED]:
+    longest = sorted(cached, key=cached.__getitem__, reverse=True)[:_NUM_LONGEST_CACHED]
+    for worker_id in (*longest, *(view.spared() if role is Role.DECODE else ())):
         worker = view.get(worker_id)
         if worker is not None and worker.is_ready and role in worker.info.role:
             workers[worker_id] = worker

@@ -146,6 +146,7 @@ def test_in_mode_auto_a_decode_leaves_a_worker_that_is_full_of_prompts() -> None
         WorkerId("m0"), 8000, now=0.0
     )  # of late its prompts have taken 0.8 of its time
     fleet.update(make_snapshot("m0", step_time=times()), 0.2)
+    fleet.tick(0.2, stale_after_s=10.0)
     choice = place(fleet, make_ask(num_prompt_tokens=200, max_tokens=250))
     assert (choice.prefill_id, choice.decode_ids) == ("m0", ("m1",))
     assert choice.together is None

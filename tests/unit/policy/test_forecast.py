@@ -56,7 +56,7 @@ def test_beside_decodes_a_prompt_has_only_what_they_leave_of_a_step() -> None:
 
 def test_each_decode_makes_the_step_of_all_others_longer() -> None:
     worker = worker_with(num_decoding=2, context_tokens=200)
-    forecast = forecast_decode(worker, make_ask(num_prompt_tokens=100, max_tokens=10), TIMES)
+    forecast = forecast_decode(worker, make_ask(num_prompt_tokens=100, max_tokens=10), TIMES, 0.0)
     assert forecast.itl_s == pytest.approx(0.01 + 3 * 0.002 + (200 + 105) * 1e-5)
     assert forecast.decode_s == pytest.approx(10 * forecast.itl_s)
     assert forecast.others_s == pytest.approx(2 * 10 * (0.002 + 105 * 1e-5))
@@ -66,17 +66,18 @@ def test_each_decode_makes_the_step_of_all_others_longer() -> None:
 def test_a_decode_waits_for_a_seat_and_slows_down_where_prompts_run() -> None:
     worker = worker_with(num_decoding=4)
     ask = make_ask(max_tokens=10)
-    alone = forecast_decode(worker, ask, TIMES)
+    alone = forecast_decode(worker, ask, TIMES, 0.0)
     assert alone.wait_s == pytest.approx(alone.decode_s / 4), "one of four leaves by then"
-    worker.add_prefill(5000, now=0.0)  # 500 a second of late, which is half of its time
-    assert forecast_decode(worker, ask, TIMES).decode_s == pytest.approx(2 * alone.decode_s)
+    assert forecast_decode(worker, ask, TIMES, 0.5).decode_s == pytest.approx(2 * alone.decode_s)
 
 
 def test_the_load_of_prompts_is_forgotten() -> None:
     worker = worker_with()
-    worker.add_prefill(5000, now=0.0)
-    worker.update(make_snapshot("w"), 30.0)
-    assert worker.prefill_tokens_per_s == pytest.approx(500 * 0.0498, rel=0.01)
+    worker.update(make_snapshot("w", step_time=TIMES), 0.0)
+    worker.add_prefill(5000, now=0.0)  # 500 a second of late
+    assert worker.prompt_load == pytest.approx(0.5, rel=0.01)
+    worker.update(make_snapshot("w", step_time=TIMES), 30.0)
+    assert worker.prompt_load == pytest.approx(0.5 * 0.0498, rel=0.01)
 
 
 def test_a_phase_that_a_worker_has_not_run_is_as_on_others() -> None:
