@@ -4,8 +4,8 @@
     python -m benchmarks.interference --systems pooled soft chunks-512 --rate 0.25 --seconds 40
 
 Four chats stream; after a while alone, prompts of 2,000 tokens arrive at random times, the same for
-every system. Each system has the same two workers, of one thread each. The floor that no software
-can beat: decode steps in a bare process, beside matrix products in another on the other core.
+every system, on the same two cores. The floor that no software can beat: decode steps in a bare
+process, beside matrix products in another on the other core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -28,12 +27,10 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.idle import stop, wait_for_health
-from benchmarks.interference_systems import write_config
 from benchmarks.machine import cpu_name
 from benchmarks.openai_stream import Ask, Exchange, Target, exchange, first_model
-from benchmarks.processes import MARK
 from benchmarks.result_file import save_result
+from benchmarks.servers import serving
 from benchmarks.step_time import Trial, percentile
 from pdray.model_source import resolve_model
 
@@ -98,17 +95,10 @@ def measure_floor(model: Path, seconds: float) -> dict[str, float]:
 
 
 def measure_system(system: str, arguments: argparse.Namespace, folder: Path) -> Finding:
-    mark = uuid.uuid4().hex
-    config = write_config(system, arguments.itl, folder)
-    command = [sys.executable, "-m", "pdray", "serve", str(config), "--port", str(arguments.port)]
-    with (folder / f"{system}.log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, MARK: mark})
-        try:
-            base_url = f"http://127.0.0.1:{arguments.port}"
-            asyncio.run(wait_for_health(f"{base_url}/health", server, 300.0))
-            return asyncio.run(_load(system, base_url, arguments))
-        finally:
-            stop(server, mark)
+    with serving(
+        system, itl_s=arguments.itl, folder=folder, port=arguments.port, vllm=arguments.vllm
+    ) as base_url:
+        return asyncio.run(_load(system, base_url, arguments))
 
 
 async def _load(system: str, base_url: str, arguments: argparse.Namespace) -> Finding:
@@ -218,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--alone", type=float, default=10.0, help="seconds of the chats alone")
     add("--seconds", type=float, default=40.0, help="under load")
     add("--itl", type=float, default=0.2, help="slo.itl_s of pooled, soft and auto")
+    add("--vllm", type=Path, help="Python of an environment with vLLM, for vllm and vllm-N")
     add("--port", type=int, default=18000)
     add("--output-dir", type=Path, help="for dated JSON")
     arguments = parser.parse_args(argv)
