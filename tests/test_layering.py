@@ -42,7 +42,10 @@ PARTS: dict[str, set[str]] = {
     "cluster": {"core", "config", "model_source", "control", "control_plane", "worker", "frontend"}
     | {"engine", "link", "metrics"},
     "serve": {"core", "config", "grammar", "model_source", "cluster", "frontend", "metrics"},
-    "cli": {"core", "config", "model_source", "cluster", "frontend", "serve"},
+    # Of serve what needs no Ray: see the test of what it loads.
+    "doctor": {"core", "config", "demo_model", "engine", "kvcache", "model_source", "serve"}
+    | {"transfer"},
+    "cli": {"core", "config", "model_source", "cluster", "doctor", "frontend", "serve"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -63,10 +66,12 @@ PLACES: dict[str, set[str]] = {
         "demo_model.py",
     },
     "cupy": {"kvcache/block_kernels.py"},
-    "huggingface_hub": {"model_source.py"},
+    "huggingface_hub": {"doctor/files.py", "model_source.py"},
     "triton": {"engine/"},
     "torch": {
         "demo_model.py",
+        "doctor/visible_gpus.py",
+        "doctor/read_probe.py",
         "kv_memory.py",
         "kvcache/block_copy.py",
         "kvcache/block_kernels.py",
@@ -204,6 +209,7 @@ def test_the_environment_is_read_in_one_file() -> None:
     }
     # The others write what a library reads: Ray, NIXL with UCX, transformers.
     writers = {"serve/ray_session.py", "transfer/nixl.py", "engine/tensor_parallel/follower.py"}
+    writers |= {"doctor/read_probe.py"}
     assert readers <= {"config.py"} | writers
 
 
@@ -262,3 +268,8 @@ def test_the_files_that_the_simulator_will_share_load_no_torch() -> None:
 
 def test_the_command_line_loads_nothing_heavy_for_its_help() -> None:
     assert loaded((["pdray.cli.main"], HEAVY | {"ray", "fastapi"})) == [""]
+
+
+def test_the_doctor_loads_neither_ray_nor_what_it_has_no_use_for_yet() -> None:
+    modules = [module_name(path) for path in sources("doctor")]
+    assert loaded((modules, HEAVY | {"ray", "fastapi"})) == [""]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pdray import __version__
-from pdray.cli import batch, key, serve
+from pdray.cli import batch, doctor, key, serve
 from pdray.cli.serve import EXIT_ERROR
 from pdray.core.errors import PdrayError
 from pdray.core.out_of_scope import out_of_scope
@@ -48,6 +48,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"pdray {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, batch, key):
+    for command in (serve, doctor, batch, key):
         command.add_parser(commands)
     return top
