@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             num[finding.level] += 1
             for line in lines_of(finding):
                 print(line, flush=True)
-    print(f"{num[Level.ERROR]} errors, {num[Level.WARNING]} warnings, {num[Level.OK]} ok")
+    print(", ".join(f"{level}: {count}" for level, count in num.items()))
     return EXIT_FOUND_ERRORS if num[Level.ERROR] else 0
 
 

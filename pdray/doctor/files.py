@@ -41,18 +41,12 @@ def _model(plan: LocalPlan) -> Iterator[Finding]:
     if plan.model_problem is not None:
         yield error(
             "model",
-            plan.model_problem,
+            plan.model_problem.removeprefix("model = "),
             "set model to a whole model: get its folder again where files are missing or cut off",
         )
     elif plan.model_path is not None:
         checkpoint = open_checkpoint(plan.model_path)
-        files = (
-            "1 file"
-            if len(checkpoint.weight_files) == 1
-            else f"{len(checkpoint.weight_files)} files"
-        )
-        found = f"{checkpoint.path}: {size_text(checkpoint.num_bytes)} of weights in {files}"
-        yield ok("model", found)
+        yield ok("model", f"{checkpoint.path}: {size_text(checkpoint.num_bytes)} of weights, whole")
     elif name == DEMO_MODEL:
         yield from _demo_model()
     else:
@@ -66,7 +60,7 @@ def _demo_model() -> Iterator[Finding]:
         return
     found = "the demo model is made at the first start, which takes a minute"
     remedy = "PDRAY_CACHE_DIR=FOLDER names another cache folder"
-    yield from _room("model", cache_dir(), DISK_BYTES, found, remedy)
+    yield room_finding("model", cache_dir(), DISK_BYTES, found, remedy)
 
 
 def _hub_model(name: str) -> Iterator[Finding]:
@@ -75,7 +69,7 @@ def _hub_model(name: str) -> Iterator[Finding]:
     except ConfigError as refused:
         yield error(
             "model",
-            str(refused),
+            str(refused).removeprefix("model = "),
             f"`hf download {name}` where there is a network (`hf auth login` for gated models), or "
             "set model to a folder",
         )
@@ -83,9 +77,8 @@ def _hub_model(name: str) -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     found = f"{name} is got from the hub at the first start: {size_text(num_bytes)} to download"
-    yield from _room(
-        "model", Path(HF_HUB_CACHE), num_bytes, found, "HF_HOME=FOLDER names another cache"
-    )
+    remedy = "HF_HOME=FOLDER names another cache folder"
+    yield room_finding("model", Path(HF_HUB_CACHE), num_bytes, found, remedy)
 
 
 def _read(
@@ -110,21 +103,24 @@ def _disk_paths(plan: LocalPlan) -> Iterator[Finding]:
         num_bytes = pool.num_workers * tiers.disk_bytes
         found = f"{tiers.disk_path}: {size_text(num_bytes)} for {pool.num_workers} workers"
         remedy = f"lower pools.{pool.name}.tiers.disk_bytes, or set disk_path to a folder with room"
-        yield from _room(key, tiers.disk_path, num_bytes, found, remedy)
+        new_bytes = max(0, num_bytes - _held_bytes(tiers.disk_path))
+        yield room_finding(key, tiers.disk_path, new_bytes, found, remedy)
 
 
-def _room(key: str, folder: Path, num_bytes: int, found: str, remedy: str) -> Iterator[Finding]:
-    """Whether there can be a folder with so many bytes in it; what it holds already counts."""
+def _held_bytes(folder: Path) -> int:
+    """What earlier workers left there, and the next ones take up. Files may have holes."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def room_finding(key: str, folder: Path, num_bytes: int, found: str, remedy: str) -> Finding:
+    """Whether there can be a folder with so many new bytes in it."""
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as problem:
-        yield error(key, f"{folder} cannot be written: {problem.strerror}", remedy)
-        return
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return error(key, f"{folder} cannot be written: {problem.strerror}", remedy)
     free = shutil.disk_usage(parent).free
-    if num_bytes > free + there:
-        yield error(key, f"{found}, but {size_text(free)} are free in {parent}", remedy)
-    else:
-        yield ok(key, f"{found}; {size_text(free)} are free")
+    if num_bytes > free:
+        return error(key, f"{found}, but {size_text(free)} are free in {parent}", remedy)
+    return ok(key, f"{found}; {size_text(free)} are free")

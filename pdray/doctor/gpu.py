@@ -8,7 +8,7 @@ from pathlib import Path
 from pdray.doctor.finding import Finding, error, ok, warning
 from pdray.doctor.local_plan import LocalPlan, PoolHere
 from pdray.doctor.rdma import RDMA_DEVICES, rdma_devices
-from pdray.doctor.visible_gpus import can_access_peer, num_gpus, torch_has_cuda
+from pdray.doctor.visible_gpus import can_access_peer, is_here, num_gpus, torch_has_cuda
 
 _MODULES = Path("/sys/module")
 _DIRECT_MODULES = ("nvidia_peermem", "nv_peer_mem", "gdrdrv")
@@ -20,8 +20,8 @@ def check_gpus(plan: LocalPlan) -> Iterator[Finding]:
         yield ok("devices", "every pool computes on the CPU: no GPU is needed")
         return
     num_here = num_gpus()
+    yield from (_missing(pool) for pool in plan.pools if not is_here(pool.engine.device))
     if num_here == 0:
-        yield from (_missing(pool) for pool in plan.pools if pool.uses_gpu)
         return
     yield num_finding(plan.pools, num_here)
     yield from peer_findings(num_here, can_access_peer)
@@ -31,7 +31,8 @@ def check_gpus(plan: LocalPlan) -> Iterator[Finding]:
 
 def _missing(pool: PoolHere) -> Finding:
     key = f"pools.{pool.name}.engine.device"
-    found = f"{pool.engine.device} (on node group {pool.node_group}), but no GPU is here"
+    here = f"only {num_gpus()} GPUs are" if num_gpus() else "no GPU is"
+    found = f"{pool.engine.device} (on node group {pool.node_group}), but {here} here"
     if not torch_has_cuda():
         found += ": this torch was built without CUDA"
     return error(

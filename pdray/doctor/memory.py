@@ -9,7 +9,7 @@ from pdray.core.errors import ConfigError
 from pdray.doctor.finding import Finding, error, ok, warning
 from pdray.doctor.local_plan import LocalPlan, PoolHere
 from pdray.doctor.size_text import size_text
-from pdray.doctor.visible_gpus import GpuMemory, memory_of_gpus
+from pdray.doctor.visible_gpus import GpuMemory, is_here, memory_of_gpus
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.kv_memory import free_host_bytes, host_memory_bytes, kv_cache_bytes_of_fraction
 
@@ -53,10 +53,9 @@ class WorkerNeed:
 
 
 def check_memory(plan: LocalPlan) -> Iterator[Finding]:
-    gpus = memory_of_gpus() if plan.uses_gpu else []
     needs = []
     for pool in plan.pools:
-        if pool.uses_gpu and not gpus:
+        if not is_here(pool.engine.device):
             continue  # check_gpus says so
         try:
             needs.append(need_of(plan, pool))
@@ -65,31 +64,28 @@ def check_memory(plan: LocalPlan) -> Iterator[Finding]:
             yield error(f"pools.{pool.name}.engine", str(problem), remedy)
     for need in needs:
         if need.pool.uses_gpu:
-            yield gpu_finding(need, gpus)
+            yield gpu_finding(need, memory_of_gpus())
     if needs:
         yield host_finding(needs, total=host_memory_bytes(), free=free_host_bytes())
 
 
 def need_of(plan: LocalPlan, pool: PoolHere) -> WorkerNeed:
     """Raises ConfigError where the fraction of memory does not hold the weights."""
-    ranks = pool.engine.tensor_parallel
+    settings, weights = pool.engine, 0
     if plan.model_path is not None:
         engine = plan.config.engine_config(pool.name, pool.node_group, plan.model_path)
-        weights, kv = (
-            open_checkpoint(plan.model_path).num_bytes_as(engine.dtype),
-            engine.kv_cache_bytes,
-        )
-    elif pool.engine.kv_memory_fraction is not None:
-        weights, kv = (
-            0,
-            kv_cache_bytes_of_fraction(
-                pool.engine.kv_memory_fraction, pool.engine.device, 0, ranks
-            ),
+        weights = open_checkpoint(plan.model_path).num_bytes_as(engine.dtype)
+        kv_bytes = engine.kv_cache_bytes
+    elif settings.kv_memory_fraction is not None:
+        kv_bytes = kv_cache_bytes_of_fraction(
+            settings.kv_memory_fraction, settings.device, weights, settings.tensor_parallel
         )
     else:
-        assert pool.engine.kv_cache_bytes is not None, "the config's checks see to it"
-        weights, kv = 0, pool.engine.kv_cache_bytes
-    return WorkerNeed(pool=pool, weights_bytes=weights, kv_bytes=kv * ranks)
+        assert settings.kv_cache_bytes is not None, "the config's checks see to it"
+        kv_bytes = settings.kv_cache_bytes
+    return WorkerNeed(
+        pool=pool, weights_bytes=weights, kv_bytes=kv_bytes * settings.tensor_parallel
+    )
 
 
 def host_finding(needs: Sequence[WorkerNeed], *, total: int, free: int) -> Finding:

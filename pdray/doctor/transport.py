@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pdray.config import ucx_settings
+from pdray.core.errors import TransferError
 from pdray.core.snapshot import Role
 from pdray.doctor.finding import Finding, error, ok, warning
 from pdray.doctor.local_plan import LocalPlan, PoolHere
@@ -56,6 +57,25 @@ def _on(kind: str, index: int) -> str:
 def read_finding(owner: str, reader: str, settings: Mapping[str, str]) -> Finding:
     """``settings`` are what the environment tells UCX, here and so in the processes that read."""
     subject = f"NIXL, {owner} to {reader}"
+    try:
+        report, log = _read(owner, reader)
+    except TransferError as problem:
+        return error(
+            subject,
+            f"two workers on this machine cannot read each other's memory: {problem}",
+            "`pip install nixl`, of torch's CUDA version; UCX_TLS out of the environment; UCX's "
+            "own words: `UCX_LOG_LEVEL=info pdray serve CONFIG`, in the workers' logs",
+        )
+    paths = read_paths(log)
+    found = _found(report, paths, settings)
+    if not any(path.is_tcp for path in paths):
+        return ok(subject, found)
+    is_on_host = (owner, reader) == ("cpu", "cpu")
+    return warning(subject, found, _tcp_remedy(settings, is_on_host=is_on_host))
+
+
+def _read(owner: str, reader: str) -> tuple[ProbeReport, list[str]]:
+    """A read in processes of their own, and UCX's log. Raises TransferError."""
     with tempfile.TemporaryDirectory(prefix="pdray-doctor-") as folder:
         command = [sys.executable, "-m", "pdray.doctor.read_probe", folder, owner, reader]
         try:
@@ -63,57 +83,38 @@ def read_finding(owner: str, reader: str, settings: Mapping[str, str]) -> Findin
                 command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired:
-            return _failed(subject, f"no answer within {_TIMEOUT_S:g} s")
-        lines = _log_lines(Path(folder))
+            raise TransferError(f"no answer within {_TIMEOUT_S:g} s") from None
+        texts = [path.read_text(errors="replace") for path in Path(folder).glob(UCX_LOGS)]
+        log = "\n".join(texts).splitlines()
         path = Path(folder) / REPORT
         if not path.exists():
             last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
-            return _failed(
-                subject, f"the process that tried it ended with {done.returncode}: {last}"
-            )
+            raise TransferError(f"the process that tried it ended with {done.returncode}: {last}")
         report = msgspec.json.decode(path.read_bytes(), type=ProbeReport)
-        if report.failure is not None:
-            return _failed(subject, "; ".join([report.failure, *errors_in(lines)]))
-    return path_finding(subject, report, read_paths(lines), settings)
+    if report.failure is not None:
+        raise TransferError("; ".join([report.failure, *errors_in(log)]))
+    return report, log
 
 
-def _log_lines(folder: Path) -> list[str]:
-    texts = [path.read_text(errors="replace") for path in sorted(folder.glob(UCX_LOGS))]
-    return "\n".join(texts).splitlines()
-
-
-def path_finding(
-    subject: str, report: ProbeReport, paths: list[ReadPath], settings: Mapping[str, str]
-) -> Finding:
+def _found(report: ProbeReport, paths: list[ReadPath], settings: Mapping[str, str]) -> str:
     through = ", ".join(path.text for path in paths) or "what it does not say"
     rate = report.num_bytes / report.read_s / 1e9
     found = f"between two workers on this machine UCX reads through {through}"
     found += f"; {size_text(report.num_bytes)} came at {rate:.1f} GB/s"
     if settings:
         found += f"; the environment has {', '.join(f'{k}={v}' for k, v in settings.items())}"
-    if not any(path.is_tcp for path in paths):
-        return ok(subject, found)
-    return warning(subject, found, _tcp_remedy(subject, settings))
+    return found
 
 
-def _tcp_remedy(subject: str, settings: Mapping[str, str]) -> str:
+def _tcp_remedy(settings: Mapping[str, str], *, is_on_host: bool) -> str:
     if "UCX_TLS" in settings:
         return "take UCX_TLS out of the environment, or let it have cma, cuda_ipc and cuda_copy"
-    if "cuda" in subject:
+    if is_on_host:
         return (
-            "without NVLink UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on in every worker's environment; else "
-            "workers in one container, or containers with --ipc=host --pid=host"
+            "workers of one user in one container, or containers with --pid=host; in a container "
+            "--cap-add SYS_PTRACE; `sysctl kernel.yama.ptrace_scope` should be 0 or 1"
         )
     return (
-        "workers of one user in one container, or containers with --pid=host; in a container "
-        "--cap-add SYS_PTRACE; `sysctl kernel.yama.ptrace_scope` should be 0 or 1"
-    )
-
-
-def _failed(subject: str, why: str) -> Finding:
-    return error(
-        subject,
-        f"two workers on this machine cannot read each other's memory: {why}",
-        "`pip install nixl`, of torch's CUDA version; UCX_TLS out of the environment; UCX's own "
-        "words: `UCX_LOG_LEVEL=info pdray serve CONFIG`, in the workers' logs",
+        "without NVLink UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on in every worker's environment; else "
+        "workers in one container, or containers with --ipc=host --pid=host"
     )

@@ -17,6 +17,13 @@ def num_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def is_here(device: str) -> bool:
+    """``device`` as in a config."""
+    if device == "cpu":
+        return True
+    return int(device.partition(":")[2] or 0) < num_gpus()
+
+
 def torch_has_cuda() -> bool:
     import torch
 
