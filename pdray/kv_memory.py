@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pdray.core.errors import ConfigError
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def kv_cache_bytes_of_fraction(
@@ -33,8 +33,26 @@ def kv_cache_bytes_of_fraction(
 def host_memory_bytes() -> int:
     """The machine's memory, or what its container may use of it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
-    return total if limit == "max" else min(total, int(limit))
+    limit = _container_limit()
+    return total if limit is None else min(total, limit)
+
+
+def free_host_bytes() -> int:
+    """What processes could take now, the system's caches included."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit = _container_limit()
+    if limit is None:
+        return free
+    stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    caches = int(stat["active_file"]) + int(stat["inactive_file"])
+    return min(free, limit - int((_CGROUP / "memory.current").read_text()) + caches)
+
+
+def _container_limit() -> int | None:
+    limit = _CGROUP / "memory.max"
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return None if text == "max" else int(text)
 
 
 def _cuda_memory_bytes(device: str) -> int:

@@ -43,16 +43,11 @@ PARTS: dict[str, set[str]] = {
     "cluster": {"core", "config", "model_source", "control", "control_plane", "worker", "frontend"}
     | {"engine", "link", "metrics"},
     "serve": {"core", "config", "grammar", "model_source", "cluster", "frontend", "metrics"},
-    "cli": {
-        "core",
-        "config",
-        "event_log",
-        "model_source",
-        "cluster",
-        "frontend",
-        "policy",
-        "serve",
-    },
+    # Of serve what needs no Ray: see the test of what it loads.
+    "doctor": {"core", "config", "demo_model", "engine", "kvcache", "model_source", "serve"}
+    | {"transfer"},
+    "cli": {"core", "config", "event_log", "model_source", "cluster", "doctor", "frontend"}
+    | {"policy", "serve"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -73,10 +68,12 @@ PLACES: dict[str, set[str]] = {
         "demo_model.py",
     },
     "cupy": {"kvcache/block_kernels.py"},
-    "huggingface_hub": {"model_source.py"},
+    "huggingface_hub": {"doctor/files.py", "model_source.py"},
     "triton": {"engine/"},
     "torch": {
         "demo_model.py",
+        "doctor/visible_gpus.py",
+        "doctor/read_probe.py",
         "kv_memory.py",
         "kvcache/block_copy.py",
         "kvcache/block_kernels.py",
@@ -214,6 +211,7 @@ def test_the_environment_is_read_in_one_file() -> None:
     }
     # The others write what a library reads: Ray, NIXL with UCX, transformers.
     writers = {"serve/ray_session.py", "transfer/nixl.py", "engine/tensor_parallel/follower.py"}
+    writers |= {"doctor/read_probe.py"}
     assert readers <= {"config.py"} | writers
 
 
@@ -272,3 +270,8 @@ def test_the_files_that_the_simulator_will_share_load_no_torch() -> None:
 
 def test_the_command_line_loads_nothing_heavy_for_its_help() -> None:
     assert loaded((["pdray.cli.main"], HEAVY | {"ray", "fastapi"})) == [""]
+
+
+def test_the_doctor_loads_neither_ray_nor_what_it_has_no_use_for_yet() -> None:
+    modules = [module_name(path) for path in sources("doctor")]
+    assert loaded((modules, HEAVY | {"ray", "fastapi"})) == [""]

@@ -34,17 +34,26 @@ def check_port_is_free(host: str, port: int) -> None:
     """Raises ConfigError where another process listens. Serve itself would not notice: it shares
     ports, and answers would come from either."""
     try:
-        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        problem = why_not_free(host, port)
     except socket.gaierror as error:
         raise ConfigError(
             f"serve.host = {host!r}: is no address of this machine: {error}"
         ) from None
+    if problem is not None:
+        raise ConfigError(
+            f"serve.port = {port}: cannot listen on {host}:{port}: {problem}; "
+            "accepted: a free port (--port, or PORT= with make)"
+        )
+
+
+def why_not_free(host: str, port: int) -> str | None:
+    """The system's reason why nobody can listen there now; None where one can. Raises
+    socket.gaierror for a host that has no address."""
+    address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(address[0], address[1]) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address[4])
         except OSError as error:
-            raise ConfigError(
-                f"serve.port = {port}: cannot listen on {host}:{port}: {error.strerror}; "
-                "accepted: a free port (--port, or PORT= with make)"
-            ) from None
+            return error.strerror or str(error)
+    return None

@@ -14,7 +14,7 @@ from pdray.config import PdrayConfig
 from pdray.core.errors import ConfigError, UnavailableError
 from pdray.serve.free_port import free_port
 
-_OBJECT_STORE_BYTES = 256 * 2**20
+OBJECT_STORE_BYTES = 256 * 2**20
 """Neither prompts nor KV go through it."""
 
 
@@ -59,7 +59,7 @@ def open_ray(
             address=address or "local",
             num_cpus=local.num_cpus if local else None,
             resources=local.custom if local else None,
-            object_store_memory=_OBJECT_STORE_BYTES if local else None,
+            object_store_memory=OBJECT_STORE_BYTES if local else None,
             include_dashboard=False if local else None,
             log_to_driver=False,
             logging_level=logging.ERROR,

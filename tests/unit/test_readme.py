@@ -52,6 +52,15 @@ def test_the_other_commands_are_ones_that_pdray_takes() -> None:
         parser().parse_args(shlex.split(command, comments=True)[1:])
 
 
+def test_the_doctor_is_given_configs_and_node_groups_that_are_there() -> None:
+    commands = commands_with("pdray doctor")
+    assert commands
+    for command in commands:
+        args = parser().parse_args(shlex.split(command)[1:])
+        groups = load_config(ROOT / args.config).node_groups
+        assert args.node_group is None or args.node_group in groups
+
+
 def test_the_two_applications_are_served_by_a_command_that_pdray_takes() -> None:
     (command,) = commands_with("pdray serve")
     args = parser().parse_args(shlex.split(command)[1:])

@@ -28,6 +28,7 @@ def test_help_names_every_command() -> None:
     )
     assert "serve" in done.stdout
     assert "batch" in done.stdout
+    assert "doctor" in done.stdout
 
 
 def test_a_bad_config_is_one_line_and_exit_code_1(

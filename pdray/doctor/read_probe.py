@@ -1,0 +1,108 @@
+"""A read between two processes as workers make it, with UCX's own words on how it went.
+
+Run as ``python -m pdray.doctor.read_probe FOLDER OWNER READER``, the devices as in a config: the
+logs of UCX and ``report.json`` are in FOLDER then. It is a process of its own, as UCX reads its
+settings once, and as what is wrong with drivers may end it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pdray.core.errors import TransferError
+from pdray.transfer import create_transport
+from pdray.transfer.base import KVRegion
+from pdray.transfer.transfer_thread import TransferThread
+
+NUM_BLOCKS = 64
+BLOCK_BYTES = 2**20
+UCX_LOGS = "ucx.*.log"
+REPORT = "report.json"
+_PATIENCE_S = 20.0
+_MARK = 7
+
+
+class ProbeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``failure`` is why nothing was read; None where all was."""
+
+    num_bytes: int = 0
+    read_s: float = 0.0
+    failure: str | None = None
+
+
+def main(folder: Path, owner_device: str, reader_device: str) -> None:
+    """The owner is this process, and the reader its child: a parent may read its children where
+    the system forbids it to others, as workers are to each other."""
+    os.environ["UCX_PROTO_INFO"] = "y"
+    os.environ["UCX_LOG_LEVEL"] = "info"
+    os.environ["UCX_LOG_FILE"] = str(folder / UCX_LOGS.replace("*", "%p"))
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    reader = context.Process(target=_read, args=(theirs, reader_device), daemon=True)
+    reader.start()
+    theirs.close()
+    try:
+        report = _lend(ours, owner_device)
+    except (TransferError, EOFError) as error:
+        report = ProbeReport(failure=str(error) or "the process that reads has ended")
+    reader.join(_PATIENCE_S)  # UCX's log is whole then
+    (folder / REPORT).write_bytes(msgspec.json.encode(report))
+
+
+def _lend(reader: Connection, device: str) -> ProbeReport:
+    with _worker("owner", device, fill=_MARK) as thread:
+        thread.begin_lending()
+        reader.send(thread.describe())
+        report = reader.recv()
+    assert isinstance(report, ProbeReport)
+    return report
+
+
+def _read(owner: Connection, device: str) -> None:
+    try:
+        with _worker("reader", device, fill=0) as thread:
+            thread.add_peer("owner", owner.recv()).result(_PATIENCE_S)
+            # The first read makes the connection, as when workers meet.
+            thread.pull("owner", [0], [0]).result(_PATIENCE_S)
+            blocks = range(NUM_BLOCKS)
+            pulled = thread.pull("owner", blocks, blocks).result(_PATIENCE_S)
+    except (TransferError, TimeoutError) as error:
+        owner.send(ProbeReport(failure=str(error) or f"nothing was read within {_PATIENCE_S:g} s"))
+        return
+    owner.send(ProbeReport(num_bytes=pulled.num_bytes, read_s=pulled.transfer_s))
+
+
+@contextmanager
+def _worker(name: str, device: str, *, fill: int) -> Iterator[TransferThread]:
+    """One over memory that is really there, as a worker's KV is when it starts."""
+    if device == "cpu":
+        blocks = np.full((NUM_BLOCKS, BLOCK_BYTES), fill, dtype=np.uint8)
+        address, device_id = int(blocks.ctypes.data), None
+    else:
+        import torch
+
+        memory = torch.full((NUM_BLOCKS, BLOCK_BYTES), fill, dtype=torch.uint8, device=device)
+        torch.cuda.synchronize(device)
+        address, device_id = memory.data_ptr(), memory.device.index
+    region = KVRegion(
+        address=address, num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES, device_id=device_id
+    )
+    thread = TransferThread(lambda: create_transport("nixl", name, region))
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.stop(drain_s=0.1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
