@@ -31,7 +31,6 @@ from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .journal import Journal, event
 from .layout_mismatch import layout_mismatch
-from .prefix_directory import PrefixDirectory
 from .roles import Roles
 from .router import Router
 
@@ -74,9 +73,11 @@ class ControlPlane:
     def __init__(self, config: ControlConfig, policy: PlacementPolicy) -> None:
         self.journal: Journal | None = None
         self._config = config
-        self._directory = PrefixDirectory(config.max_known_prefixes)
         self._fleet = Fleet(
-            config.phases, config.mode, self._directory, max_known_blocks=config.max_known_blocks
+            config.phases,
+            config.mode,
+            max_known_prefixes=config.max_known_prefixes,
+            max_known_blocks=config.max_known_blocks,
         )
         self._table = InFlightTable(self._fleet)
         self._router = Router(
@@ -152,8 +153,7 @@ class ControlPlane:
     ) -> None:
         """Ended, cancelled or given up: no longer in flight, nor queued. ``kept`` is what they
         left in workers' prefix caches."""
-        for prefix in kept:
-            self._directory.put(prefix)
+        self._fleet.prefixes_kept(kept)
         for request_id in request_ids:
             refusal = self._router.give_up(frontend_id, request_id, now)
             if refusal is not None:

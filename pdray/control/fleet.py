@@ -5,11 +5,11 @@ Every answer is kept up to date by events, so that none has to look at all worke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pdray.core.mode import Mode
-from pdray.core.placement import PlacementAsk, ServingLimits
+from pdray.core.placement import KeptPrefix, PlacementAsk, ServingLimits
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
@@ -33,7 +33,8 @@ class Fleet:
         self,
         phases: Role = Role.MIXED,
         mode: Mode = Mode.POOLED,
-        prefixes: PrefixDirectory | None = None,
+        *,
+        max_known_prefixes: int = 1 << 10,
         max_known_blocks: int = 1 << 16,
     ) -> None:
         self.phases = phases
@@ -47,11 +48,12 @@ class Fleet:
         self._failed_pairs: dict[frozenset[WorkerId], str] = {}
         # Kept apart from the records: a remade controller hears of requests before workers.
         self._decoding: dict[WorkerId, Booked] = {}
-        self._directory = PrefixDirectory(0) if prefixes is None else prefixes
+        self._directory = PrefixDirectory(max_known_prefixes)
         self._prefixes = PrefixIndex(max_known_blocks)
         self._link_costs = LinkCosts()
         self._sessions = Sessions(_MAX_SESSIONS)
         self._prompt_share = PromptShare()
+        self._cached: tuple[PlacementAsk, Mapping[WorkerId, int]] | None = None
 
     def __contains__(self, worker_id: WorkerId | None) -> bool:
         return worker_id in self._workers
@@ -86,7 +88,13 @@ class Fleet:
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         return not self._failed_pairs or frozenset((one, other)) not in self._failed_pairs
 
-    def cached_tokens(self, ask: PlacementAsk) -> dict[WorkerId, int]:
+    def cached_tokens(self, ask: PlacementAsk) -> Mapping[WorkerId, int]:
+        """Looked up once for all who want to know it while an ask is answered."""
+        if self._cached is None or self._cached[0] is not ask:
+            self._cached = ask, self._find_cached(ask)
+        return self._cached[1]
+
+    def _find_cached(self, ask: PlacementAsk) -> dict[WorkerId, int]:
         tokens = self._prefixes.find(ask.prefix_names)
         for kept in self._directory.find(ask.prefix_names):
             tokens[kept.worker_id] = max(tokens.get(kept.worker_id, 0), kept.num_tokens)
@@ -149,6 +157,7 @@ class Fleet:
             self._capacity.remove(record.info)
             self._ready.remove(record)
             self._prefixes.leave(worker_id)
+            self._cached = None
         for pair in [pair for pair in self._failed_pairs if worker_id in pair]:
             del self._failed_pairs[pair]
 
@@ -166,7 +175,14 @@ class Fleet:
 
     def prefixes_told(self, worker_id: WorkerId, report: PrefixReport) -> bool:
         """False where the worker has to start its reports again."""
+        self._cached = None
         return self._prefixes.report(worker_id, report)
+
+    def prefixes_kept(self, kept: Sequence[KeptPrefix]) -> None:
+        """What requests that ended have left behind, as their frontends tell."""
+        self._cached = None
+        for prefix in kept:
+            self._directory.put(prefix)
 
     def set_role(self, worker_id: WorkerId, role: Role) -> None:
         """What is placed on a living worker from here on."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from pdray.control.fleet import Fleet
-from pdray.control.prefix_directory import PrefixDirectory
 from pdray.core.link_cost import LinkCost
 from pdray.core.mode import Mode
 from pdray.core.placement import KeptPrefix, PlacementAsk, Together
@@ -69,11 +68,10 @@ def test_the_shorter_queue_in_seconds_wins_not_the_one_in_tokens() -> None:
 
 
 def test_a_cached_prefix_is_worth_a_longer_queue_up_to_its_length() -> None:
-    directory = PrefixDirectory(8)
-    fleet = Fleet(prefixes=directory)
+    fleet = Fleet()
     for name, role in (("p0", Role.PREFILL), ("p1", Role.PREFILL), ("d", Role.DECODE)):
         add(fleet, name, role)
-    directory.put(KeptPrefix(name=b"x", num_tokens=800, worker_id=WorkerId("p1")))
+    fleet.prefixes_kept([KeptPrefix(name=b"x", num_tokens=800, worker_id=WorkerId("p1"))])
     ask = make_ask(num_prompt_tokens=1000, max_tokens=50, prefix_names=(b"x",))
     for backlog_tokens, expected in ((700, "p1"), (900, "p0")):
         snapshot = make_snapshot("p1", step_time=times(), prefill_backlog_tokens=backlog_tokens)
