@@ -14,14 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from pdray.core.errors import TransferError
 from pdray.transfer import create_transport
 from pdray.transfer.base import KVRegion
 from pdray.transfer.transfer_thread import TransferThread
+
+if TYPE_CHECKING:
+    import torch
 
 NUM_BLOCKS = 64
 BLOCK_BYTES = 2**20
@@ -59,7 +62,7 @@ def main(folder: Path, owner_device: str, reader_device: str) -> None:
 
 
 def _lend(reader: Connection, device: str) -> ProbeReport:
-    with _worker("owner", device, fill=_MARK) as thread:
+    with _worker("owner", device, fill=_MARK) as (thread, _):
         thread.begin_lending()
         reader.send(thread.describe())
         report = reader.recv()
@@ -69,12 +72,14 @@ def _lend(reader: Connection, device: str) -> ProbeReport:
 
 def _read(owner: Connection, device: str) -> None:
     try:
-        with _worker("reader", device, fill=0) as thread:
+        with _worker("reader", device, fill=0) as (thread, memory):
             thread.add_peer("owner", owner.recv()).result(_PATIENCE_S)
             # The first read makes the connection, as when workers meet.
             thread.pull("owner", [0], [0]).result(_PATIENCE_S)
             blocks = range(NUM_BLOCKS)
             pulled = thread.pull("owner", blocks, blocks).result(_PATIENCE_S)
+            if not bool((memory == _MARK).all()):
+                raise TransferError("other bytes came than were there to read")
     except (TransferError, TimeoutError) as error:
         owner.send(ProbeReport(failure=str(error) or f"nothing was read within {_PATIENCE_S:g} s"))
         return
@@ -82,24 +87,23 @@ def _read(owner: Connection, device: str) -> None:
 
 
 @contextmanager
-def _worker(name: str, device: str, *, fill: int) -> Iterator[TransferThread]:
+def _worker(name: str, device: str, *, fill: int) -> Iterator[tuple[TransferThread, torch.Tensor]]:
     """One over memory that is really there, as a worker's KV is when it starts."""
-    if device == "cpu":
-        blocks = np.full((NUM_BLOCKS, BLOCK_BYTES), fill, dtype=np.uint8)
-        address, device_id = int(blocks.ctypes.data), None
-    else:
-        import torch
+    import torch
 
-        memory = torch.full((NUM_BLOCKS, BLOCK_BYTES), fill, dtype=torch.uint8, device=device)
-        torch.cuda.synchronize(device)
-        address, device_id = memory.data_ptr(), memory.device.index
+    memory = torch.full((NUM_BLOCKS, BLOCK_BYTES), fill, dtype=torch.uint8, device=device)
+    if memory.is_cuda:
+        torch.cuda.synchronize(memory.device)
     region = KVRegion(
-        address=address, num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES, device_id=device_id
+        address=memory.data_ptr(),
+        num_blocks=NUM_BLOCKS,
+        block_bytes=BLOCK_BYTES,
+        device_id=memory.device.index,
     )
     thread = TransferThread(lambda: create_transport("nixl", name, region))
     thread.start()
     try:
-        yield thread
+        yield thread, memory
     finally:
         thread.stop(drain_s=0.1)
 
