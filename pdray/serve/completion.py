@@ -63,8 +63,8 @@ class Bundle:
 
 @dataclass(slots=True)
 class _Spent:
-    """What a job has used so far. A prompt's first choice says how much of it was cached: the
-    others find what that one has just computed."""
+    """What a job has used so far. Of a prompt's choices the one that found the least in a prefix
+    cache says how much of it was there before: the others found what that one had just computed."""
 
     job: Job
     num_output_tokens: int = 0
@@ -72,8 +72,10 @@ class _Spent:
 
     def add(self, index: int, delta: TextDelta) -> None:
         self.num_output_tokens += delta.num_tokens
-        if delta.num_cached_tokens is not None and index % self.job.num_choices == 0:
-            self.num_cached_tokens[index] = delta.num_cached_tokens
+        if delta.num_cached_tokens is not None:
+            prompt = index // self.job.num_choices
+            known = self.num_cached_tokens.get(prompt, delta.num_cached_tokens)
+            self.num_cached_tokens[prompt] = min(known, delta.num_cached_tokens)
 
     @property
     def usage(self) -> Usage:

@@ -130,8 +130,11 @@ class PrefillService:
 
     def _answer(self, job: Job, handle: KVHandle) -> Prefilled:
         firsts = [part.parked.first for part in handle.parts]
-        # A prompt's first choice has computed what its others find.
-        cached = [first.num_cached_tokens or 0 for first in firsts[:: job.num_choices]]
+        # Of a prompt's choices the first to run has computed what the others find.
+        cached = [
+            min(first.num_cached_tokens or 0 for first in firsts[start : start + job.num_choices])
+            for start in range(0, len(firsts), job.num_choices)
+        ]
         return Prefilled(
             id=f"prefill-{uuid4().hex}",
             created=int(self.wall_time()),
