@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,9 +21,11 @@ from pdray.frontend.text import Tokenizer
 from pdray.frontend.text_stream import stream_text
 from pdray.frontend.token_stream import TokenDelta
 from pdray.local import LocalCluster
+from pdray.serve.call_timelines import HEADER
+from tests.equivalence.conftest import MODEL
 from tests.equivalence.migration import config_with, move_once, running
 from tests.local_cluster import config_of, random_prompts, request_of, tokens_of, until_idle
-from tests.service import running_service
+from tests.service import running_service, serving_service
 
 PREFILL, DECODE = "prefill-0-local", "decode-0-local"
 
@@ -147,3 +152,51 @@ async def test_a_cancelled_request_leaves_nothing_of_its_times(tiny_model_path: 
         await until_idle(cluster)
         gc.collect()
         assert [len(worker._phase_times._times) for worker in cluster.workers] == [0, 0]
+
+
+async def test_the_openai_client_gets_it_from_prefill_and_decode_apart(
+    client: openai.AsyncOpenAI,
+) -> None:
+    prompt, headers = random_prompts([100])[0], {HEADER: "1"}
+    raw = await client.completions.with_raw_response.create(
+        model=MODEL, prompt=prompt, max_tokens=8, n=2, extra_headers=headers
+    )
+    stream = await client.completions.create(
+        model=MODEL, prompt=prompt, max_tokens=8, stream=True, extra_headers=headers
+    )
+    chunks = [chunk async for chunk in stream]
+    whole = json.loads(raw.headers[HEADER])
+    assert chunks[-1].model_extra is not None
+    assert [each["index"] for each in whole] == [0, 1]
+    for timeline in (*whole, *chunks[-1].model_extra["timeline"]):
+        workers = {phase["name"]: phase["worker"] for phase in timeline["phases"]}
+        assert workers["prefill"] == PREFILL
+        assert workers["transfer"] == workers["decode"] == DECODE
+        spent_ms = sum(phase["ms"] for phase in timeline["phases"])
+        assert spent_ms == pytest.approx(timeline["total_ms"], abs=0.01)
+
+
+async def test_the_application_that_decodes_tells_of_its_own_phases(
+    tiny_model_path: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    body = {"model": MODEL, "prompt": [5] * 40, "max_tokens": 8}
+    async with (
+        running_service(tiny_model_path, tmp_path) as service,
+        serving_service(service, tokenizer, MODEL) as urls,
+        httpx.AsyncClient() as http,
+    ):
+        prefilled = await http.post(f"{urls.prefill}/v1/prefill", json=body)
+        handle = {"kv_handle": prefilled.json()["kv_handle"]}
+        decoded = await http.post(f"{urls.decode}/v1/decode", json=handle, headers={HEADER: "1"})
+        composed = await http.post(
+            f"{urls.decode}/v1/completions", json=body, headers={HEADER: "1"}
+        )
+        refused = await http.post(
+            f"{urls.decode}/v1/completions", json=body, headers={HEADER: "yes"}
+        )
+        await service.until_idle()
+    for answer in (decoded, composed):
+        (timeline,) = json.loads(answer.headers[HEADER])
+        names = [phase["name"] for phase in timeline["phases"]]
+        assert names == ["queued", "transfer", "decode_wait", "decode"]
+    assert refused.status_code == 400
