@@ -160,6 +160,19 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseAges:
+    """What a worker has to say of an attempt's phases when its own first token of it leaves, as
+    durations until then: every machine has a clock of its own.
+
+    ``began_s`` is since it began to compute, the prompt or the first decode step. ``ready_s`` is
+    since it had the KV that it pulled; None where it has computed the prompt itself.
+    """
+
+    began_s: float
+    ready_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenChunk:
     """New tokens of one attempt of a request; ``index`` is the output index of the first.
 
@@ -167,7 +180,7 @@ class TokenChunk:
     ``logprobs`` are of each of ``token_ids``, where they were asked for; ``prompt_logprobs`` of
     the prompt's tokens from the second on, and come with output index 0.
     ``num_cached_tokens``, on the chunk with the attempt's first token, says how many of the
-    prompt's tokens had their KV in the prefix cache.
+    prompt's tokens had their KV in the prefix cache. ``ages`` come with each worker's first token.
     """
 
     request_id: str
@@ -179,3 +192,4 @@ class TokenChunk:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     num_cached_tokens: int | None = None
+    ages: PhaseAges | None = None

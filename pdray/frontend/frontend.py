@@ -178,6 +178,7 @@ class Frontend:
             attempt=FIRST_ATTEMPT,
             next_index=len(request.output_token_ids),
             max_unread_tokens=self._max_unread_tokens,
+            timeline=timing.timeline,
         )
         live = LiveRequest(request, stream, timing)
         outcome = Outcome.CANCELLED
@@ -218,6 +219,7 @@ class Frontend:
             answer = await self._controller.wait(request.request_id)
         if isinstance(answer, Refusal):
             raise refusal_error(answer)
+        live.timing.placed()
         return answer
 
     async def _submit(
@@ -353,6 +355,7 @@ class Frontend:
         if live is None or not live.takes_tokens_of(connection.peer_id):
             return
         self._migrations.on_chunk(chunk.request_id, connection.peer_id)
+        live.timing.tokens_came(connection.peer_id, chunk)
         self._push_first(live)
         self._push(live, chunk)
         if chunk.decode_worker_id is not None:

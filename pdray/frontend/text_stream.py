@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason, Request
+from pdray.core.timeline import Timeline
 from pdray.frontend.stop_strings import StopStrings
 from pdray.frontend.text import Tokenizer
 from pdray.frontend.token_stream import TokenDelta
@@ -25,7 +26,8 @@ class TextDelta:
     """What came since the last one. ``text`` may be empty: characters or a possible stop string
     are held back. ``num_tokens`` counts the stop token too, as OpenAI does;
     ``num_cached_tokens`` is TokenDelta's. ``logprobs`` are of each of these tokens, and
-    ``text_offsets`` say where each begins in the request's text."""
+    ``text_offsets`` say where each begins in the request's text. The last one may have the
+    request's ``timeline``."""
 
     text: str
     num_tokens: int
@@ -34,6 +36,7 @@ class TextDelta:
     text_offsets: tuple[int, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     num_cached_tokens: int | None = None
+    timeline: Timeline | None = None
 
 
 async def stream_text(
@@ -89,7 +92,8 @@ class _Text:
             if self._stops.is_matched:
                 break
         finish_reason = FinishReason.STOP if self._stops.is_matched else delta.finish_reason
-        if finish_reason is not None:
+        has_ended = finish_reason is not None
+        if has_ended:
             shown.append(self._stops.flush())
         logprobs = (delta.logprobs or ())[:num_tokens]
         return TextDelta(
@@ -100,6 +104,7 @@ class _Text:
             text_offsets=tuple(offsets) if logprobs else (),
             prompt_logprobs=delta.prompt_logprobs,
             num_cached_tokens=delta.num_cached_tokens,
+            timeline=delta.timeline() if has_ended and delta.timeline is not None else None,
         )
 
     def _pieces(self, delta: TokenDelta) -> Iterator[tuple[str, int]]:

@@ -1,10 +1,13 @@
-"""When a request's tokens came, told to the metrics as they come."""
+"""When a request was placed and its tokens came, told to the metrics as they come."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from pdray.core.clock import Clock
+from pdray.core.request import TokenChunk, WorkerId
+from pdray.core.timeline import Timeline
+from pdray.frontend.phase_record import PhaseRecord
 from pdray.metrics.prometheus import FrontendMetrics, Outcome
 
 
@@ -15,6 +18,7 @@ class RequestTiming:
     metrics: FrontendMetrics
     clock: Clock
     arrived_at: float
+    phases: PhaseRecord
     first_token_at: float | None = None
     last_token_at: float | None = None
     num_tokens: int = 0
@@ -22,7 +26,15 @@ class RequestTiming:
     @classmethod
     def start(cls, metrics: FrontendMetrics, clock: Clock, num_prompt_tokens: int) -> RequestTiming:
         metrics.request_started(num_prompt_tokens)
-        return cls(metrics, clock, clock.now())
+        now = clock.now()
+        return cls(metrics, clock, now, PhaseRecord(now))
+
+    def placed(self) -> None:
+        self.phases.placed_at = self.clock.now()
+
+    def tokens_came(self, worker_id: str, chunk: TokenChunk) -> None:
+        """They are here, readable or not."""
+        self.phases.tokens_came(WorkerId(worker_id), chunk, self.clock.now())
 
     def tokens(self, n: int) -> None:
         """``n`` tokens became readable, together."""
@@ -34,6 +46,11 @@ class RequestTiming:
             self.metrics.token_interval(now - self.last_token_at, n)
         self.last_token_at = now
         self.num_tokens += n
+
+    def timeline(self) -> Timeline:
+        """Of one that has all its tokens."""
+        assert self.last_token_at is not None, "no token has come"
+        return self.phases.timeline(self.last_token_at, has_decoded=self.num_tokens > 1)
 
     def end(self, outcome: Outcome) -> None:
         if outcome not in (Outcome.STOP, Outcome.LENGTH) or self.last_token_at is None:

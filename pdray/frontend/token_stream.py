@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pdray.core.errors import PdrayError, SlowReaderError
 from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason, TokenChunk
+from pdray.core.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenDelta:
     """The next tokens of a request: all that came since the reader last asked. Logprobs as in
     TokenChunk. ``num_cached_tokens`` of its prompt had their KV in a prefix cache, None where
-    nobody said."""
+    nobody said. ``timeline`` makes the request's own, up to the newest token."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     num_cached_tokens: int | None = None
+    timeline: Callable[[], Timeline] | None = None
 
 
 class TokenStream:
@@ -28,14 +31,23 @@ class TokenStream:
 
     Chunks come from two workers over two links, so decode's first may overtake prefill's only
     one; doubled ones are dropped. ``max_unread_tokens`` bounds what a slow reader may leave.
-    ``token_ids`` are all that have come in this attempt, read or not.
+    ``token_ids`` are all that have come in this attempt, read or not. ``timeline`` goes with every
+    delta.
     """
 
-    def __init__(self, *, attempt: int, next_index: int, max_unread_tokens: int) -> None:
+    def __init__(
+        self,
+        *,
+        attempt: int,
+        next_index: int,
+        max_unread_tokens: int,
+        timeline: Callable[[], Timeline] | None = None,
+    ) -> None:
         self.attempt = attempt
         self.token_ids: list[int] = []
         self._next_index = next_index
         self._max_unread_tokens = max_unread_tokens
+        self._timeline = timeline
         self._early: dict[int, TokenChunk] = {}
         self._unread: list[int] = []
         self._unread_logprobs: list[TokenLogprobs] = []
@@ -105,6 +117,7 @@ class TokenStream:
             logprobs=tuple(self._unread_logprobs) or None,
             prompt_logprobs=self._prompt_logprobs,
             num_cached_tokens=self._num_cached_tokens,
+            timeline=self._timeline,
         )
         self._unread.clear()
         self._unread_logprobs.clear()

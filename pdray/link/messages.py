@@ -10,7 +10,7 @@ from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 9
+WIRE_VERSION = 10
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):

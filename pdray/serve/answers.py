@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from pdray.core.logprobs import TokenLogprobs
 from pdray.core.request import FinishReason
@@ -20,6 +20,7 @@ from pdray.serve.openai_responses import (
     ChatChunkChoice,
     ChatCompletion,
     ChatLogprobs,
+    ChoiceTimeline,
     Chunk,
     Completion,
     Delta,
@@ -78,6 +79,8 @@ class Answer(Protocol):
         """None where the delta shows nothing; the first ones open the choice."""
 
     def usage_chunk(self, usage: Usage) -> Chunk: ...
+
+    def timeline_chunk(self, timeline: tuple[ChoiceTimeline, ...]) -> Chunk: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,9 @@ class TextAnswer:
     def usage_chunk(self, usage: Usage) -> Completion:
         return self._completion((), usage)
 
+    def timeline_chunk(self, timeline: tuple[ChoiceTimeline, ...]) -> Completion:
+        return structs.replace(self._completion((), self._heading.no_usage_yet), timeline=timeline)
+
     def _completion(
         self, choices: tuple[TextChoice, ...], usage: Usage | UnsetType | None
     ) -> Completion:
@@ -235,6 +241,11 @@ class ChatAnswer:
 
     def usage_chunk(self, usage: Usage) -> ChatChunk:
         return self._with_choices((), usage)
+
+    def timeline_chunk(self, timeline: tuple[ChoiceTimeline, ...]) -> ChatChunk:
+        return structs.replace(
+            self._with_choices((), self._heading.no_usage_yet), timeline=timeline
+        )
 
     def _logprobs(self, source: Transcript | TextDelta) -> ChatLogprobs | None:
         writer = self._writers.output

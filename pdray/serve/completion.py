@@ -26,6 +26,7 @@ from pdray.serve.answers import (
     TextAnswer,
     Transcript,
 )
+from pdray.serve.call_timelines import CallTimelines
 from pdray.serve.choices import read_together
 from pdray.serve.logprobs import LogprobsWriter
 from pdray.serve.openai_api import ChatBody, CompletionBody, GenerationBody
@@ -51,6 +52,7 @@ class Job:
     answer: Answer
     has_usage_chunk: bool
     source: TokenSource
+    timelines: CallTimelines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +65,9 @@ class Bundle:
 
 @dataclass(slots=True)
 class _Spent:
-    """What a job has used so far. Of a prompt's choices the one that found the least in a prefix
-    cache says how much of it was there before: the others found what that one had just computed."""
+    """What a job has used so far, and its choices' timelines. Of a prompt's choices the one that
+    found the least in a prefix cache says how much of it was there before: the others found what
+    that one had just computed."""
 
     job: Job
     num_output_tokens: int = 0
@@ -72,6 +75,8 @@ class _Spent:
 
     def add(self, index: int, delta: TextDelta) -> None:
         self.num_output_tokens += delta.num_tokens
+        if delta.timeline is not None:
+            self.job.timelines.by_choice[index] = delta.timeline
         if delta.num_cached_tokens is not None:
             prompt = index // self.job.num_choices
             known = self.num_cached_tokens.get(prompt, delta.num_cached_tokens)
@@ -102,9 +107,12 @@ class CompletionService:
         self._tokenizer = tokenizer
         self._max_output_tokens = max_output_tokens
 
-    async def prepare(self, body: GenerationBody, tenant: str | None) -> Job:
+    async def prepare(
+        self, body: GenerationBody, tenant: str | None, timelines: CallTimelines | None = None
+    ) -> Job:
         """Tokenizes, for a tenant whose KV is nobody else's. Raises InvalidRequestError,
         ModelNotFoundError, UnavailableError."""
+        timelines = timelines or CallTimelines()
         if body.model != self.model_name:
             raise ModelNotFoundError(
                 f"model = {body.model!r} is not served here; accepted: {self.model_name!r}",
@@ -121,6 +129,7 @@ class CompletionService:
                 "choices in all",
                 param="n",
             )
+        timelines.begin(len(prompts) * body.n, is_stream=body.stream)
         limits = await self.limits()
         job_id = f"{'chatcmpl' if isinstance(body, ChatBody) else 'cmpl'}-{uuid4().hex}"
         requests = tuple(
@@ -153,6 +162,7 @@ class CompletionService:
             answer=self._answer(body, job_id, prompting),
             has_usage_chunk=body.has_usage_chunk,
             source=self._source,
+            timelines=timelines,
         )
 
     async def complete(self, job: Job) -> Response:
@@ -177,6 +187,8 @@ class CompletionService:
                     num_open -= delta.finish_reason is not None
                 if num_open == 0 and job.has_usage_chunk:
                     chunks.append(job.answer.usage_chunk(spent.usage))
+                if num_open == 0 and job.timelines.is_wanted:
+                    chunks.append(job.answer.timeline_chunk(job.timelines.sent()))
                 if chunks:
                     yield Bundle(chunks=tuple(chunks), is_last=num_open == 0)
 

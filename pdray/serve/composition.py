@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pdray.core.cluster_secret import owner_of
 from pdray.core.errors import HandleRefusedError, WorkerLostError
+from pdray.serve.call_timelines import CallTimelines
 from pdray.serve.completion import Bundle, Job
 from pdray.serve.decode_service import DecodeService
 from pdray.serve.handle_bodies import Fields, parse_request, with_seed
@@ -43,13 +44,19 @@ class Composition:
         self._prefill = prefill
 
     async def prepare(
-        self, endpoint: Endpoint, fields: Fields, *, tenant: str | None, authorization: str | None
+        self,
+        endpoint: Endpoint,
+        fields: Fields,
+        *,
+        tenant: str | None,
+        authorization: str | None,
+        timelines: CallTimelines,
     ) -> Call:
         """What is wrong with a request is said before its prompt is computed. Raises what
         CompletionService does."""
         fields = with_seed(fields)
         body = parse_request(endpoint, fields)
-        job = await self._decode.completions.prepare(body, tenant)
+        job = await self._decode.completions.prepare(body, tenant, timelines)
         return Call(fields=fields, body=body, tenant=tenant, authorization=authorization, job=job)
 
     async def complete(self, call: Call) -> Response:
@@ -70,7 +77,7 @@ class Composition:
                 if not is_over:
                     self._drop(handle)
             num_tries += 1
-            job = await self._decode.completions.prepare(call.body, call.tenant)
+            job = await self._prepare_again(call)
 
     async def stream(self, call: Call) -> AsyncGenerator[Bundle, None]:
         """Closing it cancels both phases. Raises what they do."""
@@ -88,11 +95,14 @@ class Composition:
                 if has_sent or num_tries == MAX_TRIES:
                     raise
                 logger.warning("a prompt is computed again: %s", error)
-                job = await self._decode.completions.prepare(call.body, call.tenant)
+                job = await self._prepare_again(call)
             finally:
                 if not is_over:
                     self._drop(handle)
             num_tries += 1
+
+    async def _prepare_again(self, call: Call) -> Job:
+        return await self._decode.completions.prepare(call.body, call.tenant, call.job.timelines)
 
     async def _handle(self, call: Call) -> KVHandle:
         text = await self._prefill.prefill(call.fields, call.authorization)

@@ -13,6 +13,7 @@ from pdray.core.parked import LeaseKey, ParkedPrompt
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import Request
 from pdray.frontend.token_stream import TokenDelta
+from pdray.serve.call_timelines import CallTimelines
 from pdray.serve.completion import CompletionService, Job
 from pdray.serve.handle_bodies import parse_request, unpacked, with_stream
 from pdray.serve.kv_handle import KVHandle, open_handle, prompt_digest
@@ -62,9 +63,12 @@ class DecodeService:
         InvalidRequestError."""
         return parse_request(handle.endpoint, with_stream(unpacked(handle.body), stream))
 
-    async def prepare(self, handle: KVHandle, body: GenerationBody) -> Job:
+    async def prepare(
+        self, handle: KVHandle, body: GenerationBody, timelines: CallTimelines
+    ) -> Job:
         """Raises what CompletionService does."""
-        return self.resume(handle, await self.completions.prepare(body, handle.tenant))
+        job = await self.completions.prepare(body, handle.tenant, timelines)
+        return self.resume(handle, job)
 
     def resume(self, handle: KVHandle, job: Job) -> Job:
         """The job, from where the handle's prompts are. Raises InvalidRequestError where it is not

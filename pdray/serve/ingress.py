@@ -21,6 +21,7 @@ from pdray.core.errors import (
     UnavailableError,
 )
 from pdray.core.overview import Overview
+from pdray.serve.call_timelines import timelines_of
 from pdray.serve.completion import CompletionService
 from pdray.serve.dashboard.routes import add_dashboard_routes
 from pdray.serve.error_bodies import error_body
@@ -84,12 +85,13 @@ def make_api(state: IngressState, add_routes: Callable[[APIRouter], None] | None
 
 def add_generation_routes(v1: APIRouter, state: IngressState) -> None:
     async def answer(parse: Callable[[object], GenerationBody], request: Request) -> Response:
+        timelines = timelines_of(request)
         body = parse(with_session(await read_json(request), request.headers.get(SESSION_HEADER)))
-        job = await state.service.prepare(body, request.state.tenant)
+        job = await state.service.prepare(body, request.state.tenant, timelines)
         if body.stream:
             bundles = state.service.stream(job)
             return SseAnswer(bundles, write_timeout_s=state.write_timeout_s)
-        return JsonAnswer(lambda: state.service.complete(job))
+        return JsonAnswer(lambda: state.service.complete(job), timelines.headers)
 
     @v1.post("/completions")
     async def completions(request: Request) -> Response:

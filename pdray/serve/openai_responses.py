@@ -40,6 +40,20 @@ class Usage(Sent, frozen=True, kw_only=True):
         )
 
 
+class PhaseTime(Sent, frozen=True, kw_only=True):
+    name: str
+    ms: float
+    worker: str | None
+
+
+class ChoiceTimeline(Sent, frozen=True, kw_only=True):
+    """Each phase begins where the one before it has ended, the first with the request."""
+
+    index: int
+    total_ms: float
+    phases: tuple[PhaseTime, ...]
+
+
 class TextLogprobs(Sent, frozen=True, kw_only=True):
     """One entry for each token; None for what nothing came before."""
 
@@ -73,7 +87,7 @@ class Completion(Sent, frozen=True, kw_only=True):
     """A completion, or a chunk of its stream: the two look the same.
 
     ``usage`` is null in the chunks before the one with the usage, and absent where that one was
-    not asked for.
+    not asked for. ``timeline`` is ours, in a last chunk of its own where it was asked for.
     """
 
     id: str
@@ -82,6 +96,7 @@ class Completion(Sent, frozen=True, kw_only=True):
     model: str
     choices: tuple[TextChoice, ...]
     usage: Usage | UnsetType | None = UNSET
+    timeline: tuple[ChoiceTimeline, ...] | UnsetType = UNSET
 
 
 class CalledFunction(Sent, frozen=True, kw_only=True):
@@ -161,6 +176,7 @@ class ChatChunk(Sent, frozen=True, kw_only=True):
     model: str
     choices: tuple[ChatChunkChoice, ...]
     usage: Usage | UnsetType | None = UNSET
+    timeline: tuple[ChoiceTimeline, ...] | UnsetType = UNSET
 
 
 class Error(Sent, frozen=True, kw_only=True):

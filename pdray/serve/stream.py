@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 
 from starlette.responses import Response
@@ -42,16 +42,23 @@ def sse_event(body: Sent) -> bytes:
 
 
 class JsonAnswer(Response):
-    """A whole answer, made while the client waits for it."""
+    """A whole answer, made while the client waits for it. What ``headers`` gives then is of one
+    that is no error."""
 
-    def __init__(self, make: Callable[[], Coroutine[None, None, Sent]]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Coroutine[None, None, Sent]],
+        headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         super().__init__()
         self._make = make
+        self._make_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def respond() -> None:
             try:
                 response = json_response(await self._make())
+                response.headers.update(self._make_headers())
             except PdrayError as error:
                 response = error_response(error)
             await response(scope, receive, send)

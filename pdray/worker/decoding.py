@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
+from pdray.core.request import PhaseAges
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import SequenceOutput
-from pdray.engine.sequence import Sequence
-from pdray.metrics.prometheus import WorkerMetrics
-from pdray.worker.attempts import AttemptKey, AttemptTable
+from pdray.worker.attempts import AttemptTable
 from pdray.worker.outbox import Outbox
 
 
 class Decoding:
     """The sequences that decode on one worker, wherever their prompts were computed."""
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        outbox: Outbox,
-        attempts: AttemptTable,
-        metrics: WorkerMetrics,
-    ) -> None:
+    def __init__(self, *, engine: Engine, outbox: Outbox, attempts: AttemptTable) -> None:
         self._engine = engine
         self._outbox = outbox
         self._attempts = attempts
-        self._metrics = metrics
-        self._prefilled_at: dict[AttemptKey, float] = {}
 
-    def expect(self, sequence: Sequence, prefilled_at: float) -> None:
-        """A pulled sequence joins the batch; its prefill was done at ``prefilled_at``."""
-        self._prefilled_at[(sequence.request_id, sequence.attempt)] = prefilled_at
-
-    def on_step(self, output: SequenceOutput, step_started_at: float) -> None:
+    def on_step(self, output: SequenceOutput, ages: PhaseAges | None) -> None:
         sequence = output.sequence
         key = (sequence.request_id, sequence.attempt)
-        prefilled_at = self._prefilled_at.pop(key, None)
-        if prefilled_at is not None:
-            self._metrics.handoff_finished(step_started_at - prefilled_at)
         if not self._attempts.is_live(*key):
             self._engine.abort(*key)  # a later attempt has taken its place
             return
@@ -44,11 +27,10 @@ class Decoding:
         if output.error is not None:
             self._outbox.fail(frontend_id, *key, output.error)
         elif output.token_ids:
-            self._outbox.put(frontend_id, output)
+            self._outbox.put(frontend_id, output, ages)
         if output.error is not None or output.finish_reason is not None:
             self._attempts.end(*key)
 
     def cancel(self, request_id: str, attempt: int) -> None:
         """Ends a running sequence within a step; unknown ones are ignored."""
-        self._prefilled_at.pop((request_id, attempt), None)
         self._engine.abort(request_id, attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from pdray.core.errors import HandleRefusedError, OverloadedError, PdrayError
-from pdray.core.request import TokenChunk, WorkerId
+from pdray.core.request import PhaseAges, TokenChunk, WorkerId
 from pdray.engine.outputs import SequenceOutput
 from pdray.link.connection import Connection
 from pdray.link.messages import Failed, GoesOn, HandedOff, Message, Moved, Parked, Tokens
@@ -35,6 +35,7 @@ class Outbox:
         self,
         frontend_id: str,
         output: SequenceOutput,
+        ages: PhaseAges | None,
         *,
         decode_worker_id: WorkerId | None = None,
     ) -> None:
@@ -50,6 +51,7 @@ class Outbox:
             logprobs=output.logprobs,
             prompt_logprobs=output.prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens if is_first else None,
+            ages=ages,
         )
         self._chunks.setdefault(frontend_id, []).append(chunk)
 

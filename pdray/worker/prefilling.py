@@ -16,7 +16,7 @@ from pdray.core.clock import Clock
 from pdray.core.errors import LinkError
 from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
-from pdray.core.request import WorkerId
+from pdray.core.request import PhaseAges, WorkerId
 from pdray.engine.engine import Engine
 from pdray.engine.outputs import SequenceOutput
 from pdray.engine.sequence import Sequence
@@ -291,7 +291,7 @@ class Prefilling:
         elif not prompt.is_cancelled:
             self._tasks.start(self._find_reader(prompt))
 
-    def on_step(self, output: SequenceOutput) -> None:
+    def on_step(self, output: SequenceOutput, ages: PhaseAges | None) -> None:
         """A chunk of a lent sequence is computed; after the last one there is a first token."""
         sequence = output.sequence
         prompt = self._prompts.get((sequence.request_id, sequence.attempt))
@@ -304,7 +304,7 @@ class Prefilling:
         if output.token_ids:
             prompt.phase = Phase.HANDING_OFF
             (prompt.first_token_id,) = output.token_ids
-            self._outbox.put(prompt.frontend_id, output, decode_worker_id=prompt.reader_id)
+            self._outbox.put(prompt.frontend_id, output, ages, decode_worker_id=prompt.reader_id)
         if output.finish_reason is not None:
             self._end(prompt)
         elif output.token_ids and prompt.submission.is_parked:

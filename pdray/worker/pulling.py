@@ -27,8 +27,8 @@ from pdray.transfer.reading import LeasedRead, ReadState, ReadTable
 from pdray.transfer.transfer_thread import PullReport, TransferThread
 from pdray.worker.arriving_blocks import ArrivingBlocks
 from pdray.worker.attempts import AttemptKey, AttemptTable
-from pdray.worker.decoding import Decoding
 from pdray.worker.outbox import Outbox
+from pdray.worker.phase_times import PhaseTimes
 from pdray.worker.read_log import ReadLog
 from pdray.worker.readable_peers import ReadablePeers
 from pdray.worker.tasks import Tasks
@@ -95,12 +95,12 @@ class Pulling:
         read_log: ReadLog,
         max_batch_size: int,
         outbox: Outbox,
-        decoding: Decoding,
+        phase_times: PhaseTimes,
         tasks: Tasks,
         clock: Clock,
     ) -> None:
         self._engine = engine
-        self._decoding = decoding
+        self._phase_times = phase_times
         self._tasks = tasks
         self._transfer = transfer
         self._readable = readable
@@ -245,7 +245,7 @@ class Pulling:
             num_blocks=pull.num_found_blocks, block_bytes=self._engine.layout.block_bytes
         )
         if not pull.handoff.is_migration:
-            self._decoding.expect(pull.sequence, pull.complete_at)
+            self._phase_times.has_arrived(pull.sequence, prefilled_at=pull.complete_at)
         assert watermark.first_token_id is not None, "more is to come"
         pull.sequence.arrive(watermark.first_token_id, *watermark.later_token_ids)
         self._engine.add(pull.sequence)

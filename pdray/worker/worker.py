@@ -37,6 +37,7 @@ from pdray.worker.migrating import Migrating
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
 from pdray.worker.parking import Parking
+from pdray.worker.phase_times import PhaseTimes
 from pdray.worker.prefilling import Prefilling
 from pdray.worker.prefix_lending import PrefixLending
 from pdray.worker.pulling import Pulling
@@ -69,6 +70,7 @@ class Worker:
         self._tasks = Tasks(self._on_crash)
         self._attempts = AttemptTable(self._clock)
         self._outbox = Outbox()
+        self._phase_times = PhaseTimes(self.metrics, self._clock)
         self._server = LinkServer()
         self._peers = PeerLinks(
             self._hello,
@@ -141,15 +143,10 @@ class Worker:
             tasks=self._tasks,
             clock=self._clock,
         )
-        self._decoding = Decoding(
-            engine=engine,
-            outbox=self._outbox,
-            attempts=self._attempts,
-            metrics=self.metrics,
-        )
+        self._decoding = Decoding(engine=engine, outbox=self._outbox, attempts=self._attempts)
         self._pulling = Pulling(
             engine=engine,
-            decoding=self._decoding,
+            phase_times=self._phase_times,
             tasks=self._tasks,
             transfer=self._transfer,
             readable=self._readable,
@@ -325,11 +322,12 @@ class Worker:
         if output.num_preemptions:
             self.metrics.preempted(output.num_preemptions)
         for each in output.sequences:
+            ages = self._phase_times.on_step(each, started_at)
             if each.sequence.is_lent:
-                self._prefilling.on_step(each)
+                self._prefilling.on_step(each, ages)
             else:
                 self._migrating.on_step(each)
-                self._decoding.on_step(each, started_at)
+                self._decoding.on_step(each, ages)
         self._outbox.flush()
         self._prefilling.pump()
 
