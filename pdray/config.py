@@ -23,6 +23,7 @@ from pdray import __version__
 from pdray.config_checks import problems_of
 from pdray.config_report import config_error, require_mapping, validation_problems
 from pdray.config_yaml import read_yaml
+from pdray.core.errors import ConfigError
 from pdray.core.mode import Mode
 from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
@@ -362,3 +363,25 @@ def ray_address() -> str | None:
 def ucx_settings() -> dict[str, str]:
     """What the environment tells UCX, below NIXL."""
     return {name: value for name, value in os.environ.items() if name.startswith("UCX_")}
+
+
+def exports_traces() -> bool:
+    """Whether OpenTelemetry's variables name somebody to send spans to; the exporter reads the
+    rest of them itself. Raises ConfigError for what it cannot do."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    default = "otlp" if any(os.environ.get(name) for name in endpoints) else "none"
+    if _one_of("OTEL_TRACES_EXPORTER", "otlp", "none", default=default) == "none":
+        return False
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        _one_of(name, "http/protobuf", default="http/protobuf")
+    return True
+
+
+def _one_of(name: str, *accepted: str, default: str) -> str:
+    """An environment variable that may be empty, or missing."""
+    value = os.environ.get(name) or default
+    if value not in accepted:
+        raise ConfigError(f"{name} = {value!r}: accepted: {', '.join(accepted)}")
+    return value

@@ -59,6 +59,7 @@ PLACES: dict[str, set[str]] = {
     "starlette": {"serve/"},
     "uvicorn": {"serve/"},
     "pydantic": {"config.py", "config_report.py", "serve/"},
+    "opentelemetry": {"serve/trace_exporter.py", "serve/tracing.py"},
     "nixl": {"transfer/nixl.py", "transfer/nixl_file.py"},
     "transformers": {
         "engine/model.py",

@@ -99,11 +99,14 @@ def _open(configs: Sequence[PdrayConfig], address: str | None, say: Progress) ->
     from pdray.model_source import resolve_model
     from pdray.serve.address import check_port_is_free
     from pdray.serve.ray_session import open_ray
+    from pdray.serve.trace_exporter import open_tracing
 
     if address is None:
         check_port_is_free(configs[0].serve.host, configs[0].serve.port)
         for config in configs:
             _read_secrets(config)
+        if (tracing := open_tracing()) is not None:  # whether the replicas will be able to
+            tracing.close()
     for model in dict.fromkeys(config.model for config in configs):
         resolve_model(model, say)
     session = open_ray(configs, address, say)

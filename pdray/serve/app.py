@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from fastapi import FastAPI
@@ -27,6 +28,10 @@ from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import RETRY_AFTER_S, IngressState, make_api
 from pdray.serve.keys import KeyRing
 from pdray.serve.phase_routes import max_output_tokens, phase_routes
+from pdray.serve.trace_exporter import open_tracing
+
+if TYPE_CHECKING:
+    from pdray.serve.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +96,7 @@ class Ingress:
     def __init__(self, config: PdrayConfig) -> None:
         frontend_id = f"{config.serve.application}-ingress-{uuid4().hex[:8]}"
         self._config = config
+        self._tracing: Tracing | None = None
         self._controller = RayControllerClient(config, frontend_id)
         self._frontend = Frontend(
             frontend_id, self._controller, max_unread_tokens=config.serve.slow_reader_tokens
@@ -99,6 +105,7 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls it once; the replica gets requests when it has returned."""
         keys = await asyncio.to_thread(keys_of, self._config)
+        self._tracing = open_tracing()
         # The controller first, as the workers load the model meanwhile.
         await self._controller.start(self._frontend.metrics)
         path = await asyncio.to_thread(resolve_model, self._config.model, logger.info)
@@ -120,6 +127,7 @@ class Ingress:
                 overview=self._controller.overview,
                 max_ongoing_requests=self._config.serve.max_ongoing_requests,
                 keys=keys,
+                around=None if self._tracing is None else self._tracing.around,
             ),
             routes,
         )
@@ -128,6 +136,8 @@ class Ingress:
         """Serve calls it when the replica ends."""
         await self._frontend.stop()
         await self._controller.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _missing(self) -> str | None:
         """Why no request can be placed now: not whether every worker is there."""

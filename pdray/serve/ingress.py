@@ -47,7 +47,8 @@ class IngressState:
     can; ``metrics_text`` gives the exposition of the whole application, ``overview`` what the
     dashboard shows; without ``keys`` everybody is let in.
 
-    Past ``max_ongoing_requests`` calls in flight, further ones get a 429.
+    Past ``max_ongoing_requests`` calls in flight, further ones get a 429. ``around`` sees every
+    call, those too.
     """
 
     service: CompletionService
@@ -57,6 +58,7 @@ class IngressState:
     max_ongoing_requests: int
     keys: KeyRing | None
     write_timeout_s: float = 30.0
+    around: Callable[[ASGIApp], ASGIApp] | None = None
 
 
 class Health(Sent, frozen=True, kw_only=True):
@@ -71,6 +73,8 @@ def make_api(state: IngressState, add_routes: Callable[[APIRouter], None] | None
     generate, under ``/v1``: in place of OpenAI's, where it is given."""
     api = FastAPI(title="pdray", openapi_url=None)
     api.add_middleware(OngoingLimit, max_ongoing_requests=state.max_ongoing_requests)
+    if state.around is not None:
+        api.add_middleware(state.around)
     add_error_handlers(api)
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(tenant_check(state.keys))])
     if add_routes is None:

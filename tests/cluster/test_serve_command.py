@@ -17,6 +17,7 @@ from pdray.cluster.names import NAMESPACE
 from pdray.serve.free_port import free_port
 from pdray.serve.keys import new_key
 from tests.served import READY_TIMEOUT_S, STOP_TIMEOUT_S, Served, served
+from tests.trace_collector import collecting
 
 pytestmark = pytest.mark.ray
 
@@ -70,6 +71,25 @@ def test_it_serves_and_ctrl_c_leaves_no_process(config_path: Path) -> None:
         assert answer.json()["usage"]["completion_tokens"] == 8
         assert server.stop(signal.SIGINT) == 0
         assert_nothing_left(server)
+
+
+def test_the_spans_of_its_requests_reach_a_collector(
+    config_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        with served(config_path) as server:
+            server.ready_line()
+            assert complete(server.port).status_code == 200
+            assert server.stop(signal.SIGINT) == 0
+    names = [
+        span.name
+        for export in collector.exports
+        for resource in export.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
+    assert {"POST /v1/completions", "queued", "prefill", "decode"} <= set(names)
 
 
 def test_two_applications_with_keys_serve_together_and_leave_no_process(config_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pdray import __version__
 from pdray.cli.main import main, parser
 from pdray.cli.serve import configs_of, ready_line
+from pdray.serve.free_port import free_port
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
 
@@ -29,6 +30,16 @@ def test_help_names_every_command() -> None:
     assert "serve" in done.stdout
     assert "batch" in done.stdout
     assert "doctor" in done.stdout
+
+
+def test_spans_that_cannot_be_sent_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
+    config = Path(DEMO).read_text().replace("8000", str(free_port()))
+    (tmp_path / "demo.yaml").write_text(config)
+    assert main(["serve", str(tmp_path / "demo.yaml")]) == 1
+    assert "OTEL_TRACES_EXPORTER = 'zipkin': accepted: otlp, none" in capsys.readouterr().err
 
 
 def test_a_bad_config_is_one_line_and_exit_code_1(

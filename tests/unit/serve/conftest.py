@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 
 from pdray.frontend.text import Tokenizer
 from pdray.serve.completion import CompletionService
@@ -37,6 +38,7 @@ def state_of(
     max_ongoing: int = 64,
     write_s: float = 60.0,
     keys: KeyRing | None = None,
+    around: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> IngressState:
     async def missing() -> str | None:
         return None if source.is_up else "decode worker 0 (loading)"
@@ -53,6 +55,7 @@ def state_of(
         max_ongoing_requests=max_ongoing,
         keys=keys,
         write_timeout_s=write_s,
+        around=around,
     )
 
 
