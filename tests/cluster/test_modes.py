@@ -1,0 +1,99 @@
+"""Modes, roles and what an operator sees of them, on a real Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from pdray.cluster.launch import up
+from pdray.core.overview import Overview
+from tests.cluster.conftest import ClusterFrontend, MakeConfig, greedy
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+ENGINE = {"kv_cache_bytes": "4MiB", "num_threads": 1, "max_model_len": 1024}
+MIXED = {"role": "mixed", "replicas": 2, "node_groups": ["laptop"], "engine": ENGINE}
+
+
+@pytest.mark.parametrize(("mode", "how"), [("soft", "one_pool"), ("auto", "cheaper")])
+async def test_one_pool_of_mixed_workers_serves(
+    mode: str, how: str, make_config: MakeConfig
+) -> None:
+    config = make_config(mode=mode, pools={"mixed": MIXED}, controller={"placement": "cost"})
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        answers = await asyncio.gather(*(frontend.generate(f"r{index}") for index in range(8)))
+        overview = await frontend.client.overview()
+    assert len({tuple(answer) for answer in answers}) == 1
+    assert overview.num_placed_by_how[how] > 0
+    assert sum(overview.num_placed_by_how.values()) == 8
+    assert {worker.role for worker in overview.workers} == {"mixed"}
+
+
+async def test_an_operator_sees_latencies_transfers_and_workers(make_config: MakeConfig) -> None:
+    config = make_config()
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        for index in range(3):
+            await frontend.generate(f"r{index}")
+
+        async def has_all() -> Overview:
+            while True:
+                overview = await frontend.client.overview()
+                if overview.pairs and overview.ttft and overview.ttft.count == 3:
+                    return overview
+                await asyncio.sleep(0.1)
+
+        overview = await asyncio.wait_for(has_all(), 20)
+    assert overview.itl is not None
+    assert 0 < overview.itl.p50_s <= overview.itl.max_s < 10
+    (pair,) = overview.pairs
+    assert (pair.source, pair.target) == ("prefill", "decode")
+    assert pair.num_bytes > 0
+    assert overview.disaggregated_share == 1.0
+    assert [(worker.pool, worker.state) for worker in overview.workers] == [
+        ("prefill", "ready"),
+        ("decode", "ready"),
+    ]
+    assert all(worker.step_s for worker in overview.workers)
+
+
+async def test_a_worker_takes_the_role_that_the_load_asks_for(make_config: MakeConfig) -> None:
+    decode = {"role": "decode", "replicas": 2, "node_groups": ["laptop"], "engine": ENGINE}
+    config = make_config(
+        pools={"prefill": decode | {"role": "prefill", "replicas": 1}, "decode": decode},
+        roles={"prefill": {"min": 1, "max": 2}, "decode": {"min": 1, "max": 2}},
+        slo={"ttft_s": 0.001, "itl_s": 5.0},  # any queue at all is one too long
+    )
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await tokens_of_a_prompt(frontend, "calm")
+        flipped = asyncio.Event()
+
+        async def ask_on(index: int) -> None:
+            for number in itertools.count():
+                if flipped.is_set():
+                    return
+                assert await tokens_of_a_prompt(frontend, f"r{index}-{number}") == expected
+
+        async def watch() -> None:
+            while not flipped.is_set():
+                workers = (await frontend.client.overview()).workers
+                if any((each.pool, each.role) == ("decode", "prefill") for each in workers):
+                    flipped.set()
+                await asyncio.sleep(0.2)
+
+        async with asyncio.timeout(90):
+            await asyncio.gather(watch(), *(ask_on(index) for index in range(16)))
+        assert await tokens_of_a_prompt(frontend, "after") == expected
+
+
+async def tokens_of_a_prompt(frontend: ClusterFrontend, request_id: str) -> list[int]:
+    """Of one that is in no prefix cache."""
+    prompt = tuple(range(1, 301))
+    request = replace(greedy(request_id, 16), prompt_token_ids=prompt, cache_salt=request_id)
+    deltas = [delta async for delta in frontend.frontend.generate(request)]
+    return [token_id for delta in deltas for token_id in delta.token_ids]
