@@ -45,6 +45,7 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         self._control = control
         self._writer = _Writer(folder, name, max_bytes)
+        self._max_bytes = max_bytes
         self._segment_bytes = max_bytes // _SEGMENTS_KEPT
         self._unix_time = unix_time
         self._path = functools.partial(segment_path, folder, name, life)
@@ -69,8 +70,13 @@ class Recorder:
             self._begin_segment()
 
     def _begin_segment(self) -> None:
-        path = self._path(self._number)
-        self._writer.open(path, header_of(self._control, self._unix_time()))
+        header = header_of(self._control, self._unix_time())
+        if len(header) > self._max_bytes // 2:
+            self._writer.fail(
+                f"what the controller knows takes {len(header)} bytes, more than half of max_bytes"
+            )
+            return
+        self._writer.open(self._path(self._number), header)
         self._number += 1
         self._entry_bytes = 0
 
@@ -99,13 +105,13 @@ class _Writer:
         try:
             self._lines.put_nowait(item)
         except queue.Full:
-            self._fail(f"{_MAX_UNWRITTEN} events are not written yet")
+            self.fail(f"{_MAX_UNWRITTEN} events are not written yet")
 
     def _run(self) -> None:
         try:
             self._write_all()
         except OSError as error:
-            self._fail(str(error))
+            self.fail(str(error))
 
     def _write_all(self) -> None:
         file = None
@@ -134,9 +140,9 @@ class _Writer:
             if num_bytes <= room:
                 break
             num_bytes -= path.stat().st_size
-            path.unlink()
+            path.unlink(missing_ok=True)
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         if not self.has_failed:
             self.has_failed = True
             logger.error("the event log in %s ends here: %s", self._folder, reason)

@@ -148,13 +148,25 @@ def test_what_is_no_log_is_refused(content: bytes, words: str, tmp_path: Path) -
         replay(path)
 
 
+def test_a_log_too_small_for_what_is_known_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    control = make_control("cost")
+    with caplog.at_level(logging.ERROR):
+        recorder = record(control, tmp_path, max_bytes=4096)
+        live(control, 5)
+        recorder.close()
+    assert "more than half of max_bytes" in caplog.text
+    assert segments(tmp_path) == []
+
+
 def test_a_log_that_cannot_be_written_ends_and_the_control_plane_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "log"
     control = make_control("cost")
     with caplog.at_level(logging.ERROR):
-        recorder = record(control, folder, max_bytes=4096)
+        recorder = record(control, folder, max_bytes=40_000)
         while not list(folder.iterdir()):
             time.sleep(0.001)
         shutil.rmtree(folder)
