@@ -16,8 +16,9 @@ import asyncio
 import random
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 
 import aiohttp
@@ -30,10 +31,11 @@ from benchmarks.open_loop import run_open_loop
 from benchmarks.openai_stream import Ask, Target, exchange, first_model
 from benchmarks.result_file import save_result
 from benchmarks.servers import serving
-from benchmarks.serving_workload import WorkloadChoice, make_workload
+from benchmarks.serving_workload import parse_lengths
 from pdray.core.slo import Slo
 from pdray.metrics.latency import LatencySummary, RequestRecord, summarize
-from pdray.workload.trace import read_trace
+from pdray.workload.arrivals import poisson_arrivals
+from pdray.workload.trace import read_trace, scale_trace
 
 TTFT_FACTOR, ITL_FACTOR, GAPS_IN_TIME = 5.0, 2.0, 0.9
 SLO_SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -56,37 +58,35 @@ class Finding:
 
 
 def make_schedule(arguments: argparse.Namespace, rate_rps: float, seed: str) -> Schedule:
-    """Prompts of random tokens: none is found in a prefix cache."""
+    """Arrivals are Poisson's. A trace gives lengths, from a random place on: its own arrivals are
+    those of a service a hundred times as large, and come in lumps when slowed down. Prompts are of
+    random tokens: none is found in a prefix cache."""
     rng = random.Random(seed)
-    is_short = arguments.workload == "short"
-    trace = None if is_short else Path(arguments.workload)
-    choice = WorkloadChoice(
-        rate_rps=rate_rps,
-        arrivals="poisson",
-        num_requests=None,
-        duration_s=arguments.seconds,
-        prompt_lengths=SHORT_PROMPTS,
-        output_lengths=SHORT_OUTPUTS,
-        trace=trace,
-        trace_speed=1.0 if trace is None else rate_rps / _rate_of(trace),
+    lengths = _lengths(arguments, rng)
+    schedule: list[tuple[float, Ask]] = []
+    for arrival_s in poisson_arrivals(rate_rps, rng):
+        if arrival_s > arguments.seconds:
+            return schedule
+        num_prompt_tokens, max_tokens = next(lengths)
+        prompt = tuple(rng.choice(_VOCABULARY) for _ in range(num_prompt_tokens))
+        schedule.append((arrival_s, Ask(prompt=prompt, max_tokens=max_tokens)))
+    return schedule
+
+
+def _lengths(arguments: argparse.Namespace, rng: random.Random) -> Iterator[tuple[int, int]]:
+    """Of prompt and output. Raises ValueError for a trace that cannot be read."""
+    if arguments.workload == "short":
+        prompts, outputs = parse_lengths(SHORT_PROMPTS, rng), parse_lengths(SHORT_OUTPUTS, rng)
+        return zip(prompts, outputs, strict=False)
+    requests = scale_trace(
+        read_trace(Path(arguments.workload)),
         length_factor=arguments.length_factor,
         max_prompt_tokens=arguments.max_prompt_tokens,
         max_output_tokens=arguments.max_output_tokens,
     )
-    schedule = []
-    for each in make_workload(choice, rng):
-        prompt = _tokens(each.prompt_tokens, rng)
-        schedule.append((each.arrival_s, Ask(prompt=prompt, max_tokens=each.output_tokens)))
-    return schedule
-
-
-def _rate_of(trace: Path) -> float:
-    requests = read_trace(trace)
-    return len(requests) / max(requests[-1].arrival_s, 1.0)
-
-
-def _tokens(count: int, rng: random.Random) -> tuple[int, ...]:
-    return tuple(rng.choice(_VOCABULARY) for _ in range(count))
+    start = rng.randrange(len(requests))
+    lengths = [(each.prompt_tokens, each.output_tokens) for each in requests]
+    return cycle(lengths[start:] + lengths[:start])
 
 
 async def run_schedule(base_url: str, schedule: Schedule, timeout_s: float) -> list[RequestRecord]:
