@@ -41,6 +41,8 @@ TTFT_FACTOR, ITL_FACTOR, GAPS_IN_TIME = 5.0, 2.0, 0.9
 SLO_SCALES = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 SHORT_PROMPTS, SHORT_OUTPUTS = "20-100", "32-64"
 NUM_UNLOADED, NUM_WARM_UP = 8, 6
+NO_SLO_ITL_S = 0.1
+"""``slo.itl_s`` of the system whose unloaded requests give the SLO."""
 _VOCABULARY = range(1000, 200_000)
 
 Schedule = Sequence[tuple[float, Ask]]
@@ -146,7 +148,7 @@ def measure(
     """Without an SLO, the one that this system's unloaded requests give."""
     with serving(
         system,
-        itl_s=arguments.itl,
+        itl_s=NO_SLO_ITL_S if slo is None else slo.itl_s,
         folder=folder,
         port=arguments.port,
         vllm=arguments.vllm,
@@ -204,7 +206,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--max-output-tokens", type=int, default=128)
     add("--rates", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="requests a second")
     add("--seconds", type=float, default=60.0, help="in which requests are sent, for each rate")
-    add("--itl", type=float, default=0.1, help="slo.itl_s of soft, pooled and auto")
     add("--vllm", type=Path, help="Python of an environment with vLLM, for vllm and vllm-N")
     add("--port", type=int, default=18000)
     add("--output-dir", type=Path, help="for dated JSON and a PNG")

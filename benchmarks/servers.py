@@ -33,14 +33,16 @@ _VLLM_ENVIRONMENT = {
 
 def config_of(system: str, itl_s: float) -> dict[str, object]:
     """``pooled``, ``soft``, ``auto``, or ``chunks-N``: both phases on each worker, with steps of
-    N tokens. Raises ValueError for any other."""
+    N tokens. ``one-soft`` has one worker of two threads. Raises ValueError for any other."""
     if system == "pooled":
         return _pooled(itl_s)
+    if system == "one-soft":
+        return _mixed("soft", itl_s, max_tokens_per_step=512, num_workers=1, num_threads=2)
     if system in ("soft", "auto"):
         return _mixed(system, itl_s, max_tokens_per_step=512)
     word, _, size = system.partition("-")
     if word != "chunks" or not size.isdigit():
-        accepted = "pooled, soft, auto, chunks-N, vllm, vllm-N"
+        accepted = "pooled, soft, one-soft, auto, chunks-N, vllm, vllm-N"
         raise ValueError(f"system {system!r}; accepted: {accepted} (N tokens a step)")
     return _mixed("soft", NO_TARGET_S, max_tokens_per_step=int(size))
 
@@ -94,12 +96,19 @@ def _pooled(itl_s: float) -> dict[str, object]:
     return _config("pooled", itl_s, pools)
 
 
-def _mixed(mode: str, itl_s: float, *, max_tokens_per_step: int) -> dict[str, object]:
+def _mixed(
+    mode: str,
+    itl_s: float,
+    *,
+    max_tokens_per_step: int,
+    num_workers: int = 2,
+    num_threads: int = 1,
+) -> dict[str, object]:
     pool = {
         "role": "mixed",
-        "replicas": 2,
+        "replicas": num_workers,
         "node_groups": ["machine"],
-        "engine": _engine(max_tokens_per_step),
+        "engine": _engine(max_tokens_per_step) | {"num_threads": num_threads},
     }
     return _config(mode, itl_s, {"mixed": pool})
 
