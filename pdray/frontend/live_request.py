@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 
 from pdray.core.errors import MigrationError, PdrayError, WorkerLostError
@@ -39,6 +40,8 @@ class LiveRequest:
     """Of a prompt that another application has computed: due when somebody goes on from it."""
     parked: Parked | None = None
     """Its prompt is computed, and its worker keeps that for whoever has the key."""
+    may_be_placed_again: bool = False
+    placing_again: asyncio.Task[None] | None = None
     is_released: bool = False
     moving: Moving | None = None
     """It may go on with another decode worker, if that is not settled yet."""
@@ -107,6 +110,27 @@ class LiveRequest:
             if self.decode_id not in (None, worker_id):
                 self._cancel_at(self.decode_id)
             self.decode_id = worker_id
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Of all attempts, read or not."""
+        return len(self.request.output_token_ids) + len(self.stream.token_ids)
+
+    def begin_attempt(self) -> None:
+        """Ends the one that is lost at all workers which may know it. The next one has the tokens
+        that have come, and no workers yet."""
+        self.cancel()
+        sent = self.request.output_token_ids + tuple(self.stream.token_ids)
+        self.request = replace(self.request, output_token_ids=sent)
+        if self.names is not None:
+            self.names = PrefixNames(self.request, self.names.model_digest)
+        self.stream.begin_attempt()
+        self.timing.lost()
+        self.state = self.state.advance(RequestState.QUEUED)
+        self.links = {}
+        self.decode_ids = set()
+        self.prefill_id = self.decode_id = self.loss = self.moving = None
+        self.has_decoded = False
 
     def cancel(self) -> None:
         self._cancel_at(*self.links)
