@@ -90,7 +90,7 @@ class TokenStream:
             self._next_index += len(ready.token_ids)
             num_new += len(ready.token_ids)
             self._finish_reason = ready.finish_reason
-            # Of another attempt, it would count tokens that this client has paid for already.
+            # The first attempt's word: what it computed, the next may find in a cache.
             if self._num_cached_tokens is None:
                 self._num_cached_tokens = ready.num_cached_tokens
             if not ready.token_ids:

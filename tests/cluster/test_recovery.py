@@ -78,6 +78,20 @@ async def test_a_dead_worker_is_followed_by_another(app: PdrayConfig) -> None:
 
 
 @pytest.mark.parametrize("pool", ["prefill", "decode"])
+async def test_a_killed_workers_stream_goes_on_with_the_next_one(
+    app: PdrayConfig, pool: str
+) -> None:
+    async with ClusterFrontend(app) as frontend:
+        expected = await frontend.generate("undisturbed", max_tokens=900)
+        stream = frontend.stream(f"loses its {pool} worker", max_tokens=900)
+        tokens = [await anext(stream) for _ in range(1 if pool == "prefill" else 100)]
+        processes_of("recovery")[worker_name("recovery", app.generation, pool, 0)].kill()
+        tokens += [token async for token in stream]
+        assert tokens == expected
+        await frontend.until(lambda status: status.is_ready and status.num_in_flight == 0)
+
+
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
 async def test_a_worker_that_hangs_is_killed_and_followed_by_another(
     make_config: MakeConfig, pool: str
 ) -> None:
