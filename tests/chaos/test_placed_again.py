@@ -18,6 +18,7 @@ from pdray.frontend.live_request import LiveRequest
 from tests.chaos.cluster import ENGINE, ProcessCluster, check_tokens, worker_config
 from tests.equivalence.reference import Reference
 from tests.local_cluster import random_prompts, request_of
+from tests.worker_peer import until
 from tests.worker_process import STEP_PAUSE, WorkerProcess
 
 pytestmark = pytest.mark.slow
@@ -84,14 +85,14 @@ class Scene:
         return [token async for delta in deltas for token in delta.token_ids]
 
     async def until_sent(self, num_tokens: int) -> None:
-        async with asyncio.timeout(20):
-            while self.first.num_output_tokens < num_tokens:
-                await asyncio.sleep(0.005)
+        await self.until_submitted()
+        first = self.first
+        await until(lambda: first.num_output_tokens >= num_tokens and bool(first.decode_id))
 
     async def until_submitted(self) -> None:
-        async with asyncio.timeout(20):
-            while not all(live.prefill_id for live in self.cluster.frontend._live.values()):
-                await asyncio.sleep(0.005)
+        lives = self.cluster.frontend._live
+        await until(lambda: len(lives) == len(self.requests))
+        await until(lambda: all(live.prefill_id for live in lives.values()))
 
     def kill(self, worker_id: str | None) -> None:
         worker = self.cluster.workers[WorkerId(str(worker_id))]
@@ -169,7 +170,6 @@ async def test_a_worker_killed_in_any_phase_costs_no_token_and_changes_none(
         for killing in KILLINGS:
             scene = Scene(cluster, killing.__name__)
             answering = asyncio.create_task(scene.tokens())
-            await asyncio.sleep(0)
             await killing(scene)
             tokens = await answering
             check_tokens(tokens[0], reference)
