@@ -26,14 +26,21 @@ from tests.worker_peer import Peer, until
 
 @dataclass(slots=True, eq=False)
 class OneAnswer:
-    """A controller that places everything alike."""
+    """A controller that places everything alike, but for ``num_refused`` asks after the first."""
 
     prefill: WorkerAddress
     decodes: tuple[WorkerAddress, ...]
     finished_ids: list[str] = field(default_factory=list)
     kept: list[KeptPrefix] = field(default_factory=list)
+    num_refused: int = 0
+    asks: list[PlacementAsk] = field(default_factory=list)
 
     async def place(self, asks: Sequence[PlacementAsk]) -> Sequence[Placement | Queued | Refusal]:
+        self.asks += asks
+        if 1 < len(self.asks) <= 1 + self.num_refused:
+            return [
+                Refusal(request_id=ask.request_id, reason="full", retry_after_s=1.0) for ask in asks
+            ]
         return [
             Placement(
                 request_id=ask.request_id, prefill=self.prefill, decode_candidates=self.decodes

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 import pytest
 
 from pdray.core.errors import PdrayError, WorkerLostError
-from pdray.core.placement import Placement, PlacementAsk, Queued, Refusal
 from pdray.frontend.attempts import MAX_ATTEMPTS
 from pdray.frontend.frontend import Frontend
 from pdray.link.connection import Connection
 from pdray.link.messages import Cancel, DecodeLost, Failed, HandedOff, PrefillLost, Submission
-from tests.frontend_scene import OneAnswer, Scene, link_of, tokens, told_of_d1
+from tests.frontend_scene import Scene, link_of, tokens, told_of_d1
 from tests.local_cluster import request_of
 from tests.worker_peer import until
 
@@ -151,37 +149,10 @@ async def test_one_that_loses_worker_after_worker_fails_in_the_end(scene: Scene)
     assert num_placed_again(scene) == MAX_ATTEMPTS - 1
 
 
-@dataclass(slots=True, eq=False)
-class ScriptedAnswers(OneAnswer):
-    """Refuses its second ask and the next ``num_refused`` - 1, and keeps what it is asked."""
-
-    num_refused: int = 0
-
-    def __post_init__(self) -> None:
-        self.asks: list[PlacementAsk] = []
-
-    async def place(self, asks: list[PlacementAsk]) -> list[Placement | Queued | Refusal]:  # type: ignore[override]
-        self.asks += asks
-        if 1 < len(self.asks) <= 1 + self.num_refused:
-            return [
-                Refusal(request_id=each.request_id, reason="full", retry_after_s=1.0)
-                for each in asks
-            ]
-        return list(await OneAnswer.place(self, asks))
-
-
-def with_refusals(scene: Scene, num_refused: int, patience_s: float) -> ScriptedAnswers:
-    old = scene.controller
-    answers = ScriptedAnswers(old.prefill, old.decodes, num_refused=num_refused)
-    scene.controller = answers
-    scene.frontend = Frontend("f", answers, max_unread_tokens=8, patience_s=patience_s)
-    return answers
-
-
 async def test_one_that_is_refused_meanwhile_asks_again_and_for_no_more_than_is_left(
     scene: Scene,
 ) -> None:
-    answers = with_refusals(scene, 2, patience_s=20.0)
+    scene.controller.num_refused = 2
     reading, link = await told_of_d1(scene)
     await (await link_of(scene.decodes[0])).close()
     await scene.prefill.receive(DecodeLost)
@@ -189,15 +160,15 @@ async def test_one_that_is_refused_meanwhile_asks_again_and_for_no_more_than_is_
     link, _ = await submitted_again(scene)
     link.send(tokens(1, 12, is_last=True, attempt=2))
     await reading
-    assert [(ask.num_prompt_tokens, ask.max_tokens) for ask in answers.asks] == [
+    assert [(ask.num_prompt_tokens, ask.max_tokens) for ask in scene.controller.asks] == [
         (10, 16),
         *[(11, 15)] * 3,
     ]
-    await scene.frontend.stop()
 
 
 async def test_without_a_worker_in_time_the_loss_is_told(scene: Scene) -> None:
-    with_refusals(scene, 1000, patience_s=0.3)
+    scene.controller.num_refused = 1000
+    scene.frontend = Frontend("f", scene.controller, max_unread_tokens=8, patience_s=0.3)
     reading = scene.start()
     link, _ = await scene.submitted()
     await link.close()
@@ -208,24 +179,22 @@ async def test_without_a_worker_in_time_the_loss_is_told(scene: Scene) -> None:
 
 
 async def test_a_client_that_leaves_meanwhile_ends_it(scene: Scene) -> None:
-    answers = with_refusals(scene, 1000, patience_s=20.0)
+    scene.controller.num_refused = 1000
     stream = scene.frontend.generate(request_of([5] * 10))
     first = asyncio.ensure_future(anext(stream))
     link, _ = await scene.submitted()
     link.send(tokens(0, 11, decode_id="d1"))
     await first
     (live,) = scene.frontend._live.values()
-    link.send(Failed(request_id="r", attempt=1, reason="its worker drains"))
     await (await link_of(scene.decodes[0])).close()
     await scene.prefill.receive(DecodeLost)
     link.send(HandedOff(request_id="r", attempt=1))
-    await until(lambda: len(answers.asks) > 1)
+    await until(lambda: len(scene.controller.asks) > 1)
     await stream.aclose()
     assert live.placing_again is not None
     await asyncio.gather(live.placing_again, return_exceptions=True)
     assert live.placing_again.cancelled()
     assert scene.frontend.num_in_flight == 0
-    await scene.frontend.stop()
 
 
 async def test_one_that_was_parked_is_not_placed_again(scene: Scene) -> None:
