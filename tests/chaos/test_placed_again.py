@@ -17,7 +17,7 @@ from pdray.core.request import Request, WorkerId
 from pdray.frontend.live_request import LiveRequest
 from tests.chaos.cluster import ENGINE, ProcessCluster, check_tokens, worker_config
 from tests.equivalence.reference import Reference
-from tests.local_cluster import random_prompts, request_of
+from tests.local_cluster import num_placed_again, random_prompts, request_of
 from tests.worker_peer import until
 from tests.worker_process import STEP_PAUSE, WorkerProcess
 
@@ -163,7 +163,7 @@ async def test_a_worker_killed_in_any_phase_costs_no_token_and_changes_none(
 ) -> None:
     workers = [make_worker(f"{role}-{i}", role) for i in range(2) for role in ("prefill", "decode")]
     reference = Reference(tiny_model_path).generate(random_prompts(LENGTHS)[0], NUM_TOKENS)
-    num_again = 0
+    num_replaced = 0
     async with ProcessCluster(workers) as cluster:
         calm = await Scene(cluster, "calm").tokens()
         check_tokens(calm[0], reference)
@@ -172,11 +172,13 @@ async def test_a_worker_killed_in_any_phase_costs_no_token_and_changes_none(
             answering = asyncio.create_task(scene.tokens())
             await killing(scene)
             tokens = await answering
+            print(f"{killing.__name__}: {num_placed_again(cluster.frontend):g} placed again so far")
             check_tokens(tokens[0], reference)
             assert tokens == calm, killing.__name__
             for worker_id in scene.killed:
                 role = str(worker_id).split("-")[0]
-                num_again += 1
-                await cluster.add(make_worker(f"{role}-{1 + num_again}", role))
+                num_replaced += 1
+                await cluster.add(make_worker(f"{role}-{1 + num_replaced}", role))
             await cluster.until_idle(60)
         assert cluster.frontend.num_in_flight == 0
+        assert num_placed_again(cluster.frontend) > len(KILLINGS)

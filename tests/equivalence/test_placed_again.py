@@ -17,7 +17,7 @@ from pdray.local import LocalCluster
 from pdray.worker.worker import Worker
 from tests.equivalence.migration import Answer, answer_of, config_with, decoder_of
 from tests.equivalence.reference import Reference, assert_equal_up_to_ties
-from tests.local_cluster import is_idle, random_prompts, request_of
+from tests.local_cluster import is_idle, num_placed_again, random_prompts, request_of
 from tests.worker_peer import until
 
 NUM_TOKENS = 150
@@ -45,15 +45,6 @@ def config_of(model_path: Path) -> PdrayConfig:
     config = config_with(model_path, num_decode_workers=3, transport="nixl")
     prefill = config.pools["prefill"].model_copy(update={"replicas": 2})
     return config.model_copy(update={"pools": config.pools | {"prefill": prefill}})
-
-
-def num_placed_again(cluster: LocalCluster) -> float:
-    (line,) = (
-        line
-        for line in cluster.frontend.metrics.text().decode().splitlines()
-        if line.startswith("pdray_requests_placed_again_total{")
-    )
-    return float(line.split()[-1])
 
 
 async def stop_a_decoder(cluster: LocalCluster, request_id: str, num_tokens: int) -> Worker:
@@ -96,7 +87,7 @@ async def test_decode_workers_that_end_in_mid_stream_change_nothing(tiny_model_p
         assert stopped[0] is not stopped[1]
         for answer, undisturbed in zip(await answering, calm, strict=True):
             assert_equal(answer, undisturbed)
-        assert num_placed_again(cluster) >= 2
+        assert num_placed_again(cluster.frontend) >= 2
         assert cluster.frontend.num_in_flight == 0
         left = [each for each in cluster.workers if each not in stopped]
         await until(lambda: all(map(is_idle, left)))
@@ -136,4 +127,4 @@ async def test_a_stop_string_over_two_attempts_ends_the_text_where_it_would(
         reading = asyncio.create_task(text_of(cluster, "lost", stop))
         await stop_a_decoder(cluster, "lost", 20)
         assert await reading == whole[: whole.index(stop)]
-        assert num_placed_again(cluster) == 1
+        assert num_placed_again(cluster.frontend) == 1

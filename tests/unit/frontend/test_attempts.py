@@ -12,21 +12,12 @@ from pdray.frontend.frontend import Frontend
 from pdray.link.connection import Connection
 from pdray.link.messages import Cancel, DecodeLost, Failed, HandedOff, PrefillLost, Submission
 from tests.frontend_scene import Scene, link_of, tokens, told_of_d1
-from tests.local_cluster import request_of
+from tests.local_cluster import num_placed_again, request_of
 from tests.worker_peer import until
 
 
 def read(scene: Scene) -> list[int]:
     return [token for delta in scene.deltas for token in delta.token_ids]
-
-
-def num_placed_again(scene: Scene) -> float:
-    (line,) = (
-        line
-        for line in scene.frontend.metrics.text().decode().splitlines()
-        if line.startswith("pdray_requests_placed_again_total{")
-    )
-    return float(line.split()[-1])
 
 
 async def submitted_again(scene: Scene, attempt: int = 2) -> tuple[Connection, Submission]:
@@ -53,7 +44,7 @@ async def test_a_lost_prefill_worker_costs_its_prompt_only(scene: Scene) -> None
     await reading
     assert read(scene) == [11]
     assert scene.controller.finished_ids == ["r", "r"]
-    assert num_placed_again(scene) == 1
+    assert num_placed_again(scene.frontend) == 1
 
 
 async def test_with_all_candidates_lost_it_is_cancelled_where_it_was_and_goes_on(
@@ -134,7 +125,7 @@ async def test_what_would_come_again_is_not_tried_again(scene: Scene) -> None:
     link.send(Failed(request_id="r", attempt=1, reason="a bad grammar", comes_again=True))
     with pytest.raises(WorkerLostError, match="a bad grammar"):
         await reading
-    assert num_placed_again(scene) == 0
+    assert num_placed_again(scene.frontend) == 0
 
 
 async def test_one_that_loses_worker_after_worker_fails_in_the_end(scene: Scene) -> None:
@@ -146,7 +137,7 @@ async def test_one_that_loses_worker_after_worker_fails_in_the_end(scene: Scene)
             link, _ = await submitted_again(scene, attempt + 1)
     with pytest.raises(WorkerLostError, match=f"failed {MAX_ATTEMPTS}"):
         await reading
-    assert num_placed_again(scene) == MAX_ATTEMPTS - 1
+    assert num_placed_again(scene.frontend) == MAX_ATTEMPTS - 1
 
 
 async def test_one_that_is_refused_meanwhile_asks_again_and_for_no_more_than_is_left(
