@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 from pdray.core.errors import PdrayError, RequestFailedError, WorkerLostError
 from pdray.frontend.controller_client import ControllerClient
-from pdray.frontend.live_request import LiveRequest
-from pdray.frontend.placing import Placing
+from pdray.frontend.live_request import LiveRequest, Submit
 from pdray.metrics.prometheus import FrontendMetrics
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,6 @@ class Attempts:
 
     def __init__(
         self,
-        placing: Placing,
         controller: ControllerClient,
         metrics: FrontendMetrics,
         fail: Callable[[LiveRequest, PdrayError], None],
@@ -34,24 +32,24 @@ class Attempts:
         patience_s: float,
     ) -> None:
         """``fail`` ends a request that could not be placed again for ``patience_s``."""
-        self._placing = placing
         self._controller = controller
         self._metrics = metrics
         self._fail = fail
         self._patience_s = patience_s
 
-    async def start(self, live: LiveRequest) -> None:
-        """The first one, of a request that may have others. Raises what ``Placing`` does."""
-        live.may_be_placed_again = True
+    async def start(self, submit: Submit, live: LiveRequest) -> None:
+        """The first one, of a request that may have others. Raises what ``submit`` does."""
+        live.submit = submit
         try:
-            await self._submit(live)
+            await self._submit(live, submit)
         except WorkerLostError as loss:
-            await self._submit_in_time(live, loss)
+            await self._submit_in_time(live, submit, loss)
 
     def begin_next(self, live: LiveRequest, loss: PdrayError) -> bool:
         """False where ``loss`` is the end of it."""
         is_lost = isinstance(loss, WorkerLostError) and not isinstance(loss, RequestFailedError)
-        if not (is_lost and live.may_be_placed_again and live.stream.attempt < MAX_ATTEMPTS):
+        submit = live.submit if live.parked is None else None
+        if submit is None or not is_lost or live.stream.attempt == MAX_ATTEMPTS:
             return False
         logger.warning(
             "a request is placed again: %s, request_id=%s num_output_tokens=%d",
@@ -59,14 +57,15 @@ class Attempts:
         )
         live.begin_attempt()
         self._report_lost(live)
-        live.placing_again = asyncio.get_running_loop().create_task(self._place_again(live, loss))
+        placing = self._place_again(live, submit, loss)
+        live.placing_again = asyncio.get_running_loop().create_task(placing)
         return True
 
-    async def _place_again(self, live: LiveRequest, loss: PdrayError) -> None:
+    async def _place_again(self, live: LiveRequest, submit: Submit, loss: PdrayError) -> None:
         try:
             # Those that are lost again and again must not use up their attempts at once.
             await asyncio.sleep(PAUSE_S * (live.stream.attempt - 2))
-            await self._submit_in_time(live, loss)
+            await self._submit_in_time(live, submit, loss)
         except PdrayError as error:
             self._fail(live, error)
         except Exception:  # a task's outermost level: the client must not wait for ever
@@ -75,27 +74,27 @@ class Attempts:
         else:
             self._metrics.request_placed_again()
 
-    async def _submit_in_time(self, live: LiveRequest, loss: PdrayError) -> None:
+    async def _submit_in_time(self, live: LiveRequest, submit: Submit, loss: PdrayError) -> None:
         """Raises ``loss`` where no try does."""
         try:
             async with asyncio.timeout(self._patience_s):
-                while not await self._has_submitted(live):
+                while not await self._has_submitted(live, submit):
                     await asyncio.sleep(PAUSE_S)
         except TimeoutError:
             raise loss from None
 
-    async def _has_submitted(self, live: LiveRequest) -> bool:
+    async def _has_submitted(self, live: LiveRequest, submit: Submit) -> bool:
         try:
-            await self._submit(live)
+            await self._submit(live, submit)
         except PdrayError as error:
             # It was admitted once: a refusal is of those that are left, and others may come.
             logger.info("not placed again yet: %s, request_id=%s", error, live.request.request_id)
             return False
         return True
 
-    async def _submit(self, live: LiveRequest) -> None:
+    async def _submit(self, live: LiveRequest, submit: Submit) -> None:
         try:
-            await self._placing.submit(live, await self._placing.place(live))
+            await submit(live)
         except WorkerLostError:
             self._report_lost(live)
             raise

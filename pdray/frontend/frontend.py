@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import PdrayError
@@ -70,9 +71,7 @@ class Frontend:
         self._parked = ParkedLeases(self._peers)
         self._migrations = Migrations(self._peers, self._find, self.metrics, self._clock)
         self._placing = Placing(controller, self._peers)
-        self._attempts = Attempts(
-            self._placing, controller, self.metrics, self._give_up, patience_s=patience_s
-        )
+        self._attempts = Attempts(controller, self.metrics, self._give_up, patience_s=patience_s)
         self._live: dict[str, LiveRequest] = {}
 
     @property
@@ -91,19 +90,24 @@ class Frontend:
         UnavailableError, WorkerLostError where no worker could go on, or SlowReaderError when this
         generator was not read.
         """
-        return self._deltas(request, self._attempts.start)
+
+        async def submit(live: LiveRequest) -> None:
+            await self._placing.submit(live, await self._placing.place(live))
+
+        return self._deltas(request, partial(self._attempts.start, submit))
 
     async def park(self, request: Request) -> ParkedPrompt:
         """Has the prompt computed, and kept for whoever comes for it. Cancelled, it cancels that.
         Raises what ``generate`` does."""
         owner: WorkerAddress | None = None
 
-        async def start(live: LiveRequest) -> None:
+        async def submit(live: LiveRequest) -> None:
             nonlocal owner
             placement = await self._placing.place(live)
             owner = placement.prefill
             await self._placing.submit(live, placement, is_parked=True)
 
+        start = partial(self._attempts.start, submit)
         async with aclosing(self._deltas(request, start)) as deltas:
             delta = await anext(deltas)
             live = self._live[request.request_id]
@@ -202,8 +206,10 @@ class Frontend:
         if live.placing_again is not None:
             live.placing_again.cancel()
         self._release(live)
-        if live.parked is not None and outcome is not Outcome.PARKED:
-            self._parked.give_up(live.links[str(live.prefill_id)], live.parked.key)
+        # Where its worker is lost, so is what was parked.
+        owner_id, parked = live.prefill_id, live.parked
+        if parked is not None and owner_id is not None and outcome is not Outcome.PARKED:
+            self._parked.give_up(live.links[owner_id], parked.key)
         live.timing.end(outcome)
 
     def _fail(self, live: LiveRequest, error: PdrayError | None) -> None:

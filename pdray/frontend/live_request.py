@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from pdray.core.errors import MigrationError, PdrayError, WorkerLostError
@@ -14,6 +15,8 @@ from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenDelta, TokenStream
 from pdray.link.connection import Connection
 from pdray.link.messages import Cancel, DecodeLost, Moved, Parked, PrefillLost
+
+Submit = Callable[["LiveRequest"], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +43,8 @@ class LiveRequest:
     """Of a prompt that another application has computed: due when somebody goes on from it."""
     parked: Parked | None = None
     """Its prompt is computed, and its worker keeps that for whoever has the key."""
-    may_be_placed_again: bool = False
+    submit: Submit | None = None
+    """Begins an attempt, of a request that may have more than one."""
     placing_again: asyncio.Task[None] | None = None
     is_released: bool = False
     moving: Moving | None = None

@@ -6,11 +6,20 @@ import asyncio
 
 import pytest
 
-from pdray.core.errors import PdrayError, WorkerLostError
+from pdray.core.errors import WorkerLostError
+from pdray.core.parked import LeaseKey
 from pdray.frontend.attempts import MAX_ATTEMPTS
 from pdray.frontend.frontend import Frontend
 from pdray.link.connection import Connection
-from pdray.link.messages import Cancel, DecodeLost, Failed, HandedOff, PrefillLost, Submission
+from pdray.link.messages import (
+    Cancel,
+    DecodeLost,
+    Failed,
+    HandedOff,
+    Parked,
+    PrefillLost,
+    Submission,
+)
 from tests.frontend_scene import Scene, link_of, tokens, told_of_d1
 from tests.local_cluster import num_placed_again, request_of
 from tests.worker_peer import until
@@ -188,9 +197,33 @@ async def test_a_client_that_leaves_meanwhile_ends_it(scene: Scene) -> None:
     assert scene.frontend.num_in_flight == 0
 
 
-async def test_one_that_was_parked_is_not_placed_again(scene: Scene) -> None:
+def parked_in(attempt: int) -> Parked:
+    return Parked(
+        request_id="r",
+        attempt=attempt,
+        key=LeaseKey(lease_id=f"lease {attempt}", secret=b"s"),
+        secret_id="one",
+        lease_s=5.0,
+    )
+
+
+async def test_a_prompt_that_is_to_be_parked_is_computed_elsewhere(scene: Scene) -> None:
     parking = asyncio.ensure_future(scene.frontend.park(request_of([5] * 10)))
     link, _ = await scene.submitted()
     await link.close()
-    with pytest.raises(PdrayError, match="worker p was lost"):
+    link, submission = await submitted_again(scene)
+    assert submission.is_parked
+    link.send(parked_in(2))
+    link.send(tokens(0, 11, attempt=2))
+    parked = await parking
+    assert parked.lease is not None
+    assert parked.lease.key.lease_id == "lease 2"
+
+
+async def test_one_that_was_parked_already_is_not_placed_again(scene: Scene) -> None:
+    parking = asyncio.ensure_future(scene.frontend.park(request_of([5] * 10)))
+    link, _ = await scene.submitted()
+    link.send(parked_in(1))
+    await link.close()
+    with pytest.raises(WorkerLostError, match="worker p was lost"):
         await parking
