@@ -41,15 +41,15 @@ class Attempts:
         """The first one, of a request that may have others. Raises what ``submit`` does."""
         live.submit = submit
         try:
-            await self._submit(live, submit)
+            await self._submit(live)
         except WorkerLostError as loss:
-            await self._submit_in_time(live, submit, loss)
+            await self._submit_in_time(live, loss)
 
     def begin_next(self, live: LiveRequest, loss: PdrayError) -> bool:
         """False where ``loss`` is the end of it."""
         is_lost = isinstance(loss, WorkerLostError) and not isinstance(loss, RequestFailedError)
-        submit = live.submit if live.parked is None else None
-        if submit is None or not is_lost or live.stream.attempt == MAX_ATTEMPTS:
+        may_be_repeated = live.submit is not None and live.parked is None
+        if not (is_lost and may_be_repeated and live.stream.attempt < MAX_ATTEMPTS):
             return False
         logger.warning(
             "a request is placed again: %s, request_id=%s num_output_tokens=%d",
@@ -57,15 +57,14 @@ class Attempts:
         )
         live.begin_attempt()
         self._report_lost(live)
-        placing = self._place_again(live, submit, loss)
-        live.placing_again = asyncio.get_running_loop().create_task(placing)
+        live.placing_again = asyncio.get_running_loop().create_task(self._place_again(live, loss))
         return True
 
-    async def _place_again(self, live: LiveRequest, submit: Submit, loss: PdrayError) -> None:
+    async def _place_again(self, live: LiveRequest, loss: PdrayError) -> None:
         try:
             # Those that are lost again and again must not use up their attempts at once.
             await asyncio.sleep(PAUSE_S * (live.stream.attempt - 2))
-            await self._submit_in_time(live, submit, loss)
+            await self._submit_in_time(live, loss)
         except PdrayError as error:
             self._fail(live, error)
         except Exception:  # a task's outermost level: the client must not wait for ever
@@ -74,27 +73,28 @@ class Attempts:
         else:
             self._metrics.request_placed_again()
 
-    async def _submit_in_time(self, live: LiveRequest, submit: Submit, loss: PdrayError) -> None:
+    async def _submit_in_time(self, live: LiveRequest, loss: PdrayError) -> None:
         """Raises ``loss`` where no try does."""
         try:
             async with asyncio.timeout(self._patience_s):
-                while not await self._has_submitted(live, submit):
+                while not await self._has_submitted(live):
                     await asyncio.sleep(PAUSE_S)
         except TimeoutError:
             raise loss from None
 
-    async def _has_submitted(self, live: LiveRequest, submit: Submit) -> bool:
+    async def _has_submitted(self, live: LiveRequest) -> bool:
         try:
-            await self._submit(live, submit)
+            await self._submit(live)
         except PdrayError as error:
             # It was admitted once: a refusal is of those that are left, and others may come.
             logger.info("not placed again yet: %s, request_id=%s", error, live.request.request_id)
             return False
         return True
 
-    async def _submit(self, live: LiveRequest, submit: Submit) -> None:
+    async def _submit(self, live: LiveRequest) -> None:
+        assert live.submit is not None, "it has one attempt only"
         try:
-            await submit(live)
+            await live.submit(live)
         except WorkerLostError:
             self._report_lost(live)
             raise
