@@ -11,6 +11,7 @@ import pytest
 from pdray.config import PdrayConfig
 from pdray.core.grammar import Grammar, GrammarKind
 from pdray.core.request import FinishReason, Request
+from pdray.core.timeline import Timeline
 from pdray.frontend.text import Tokenizer
 from pdray.frontend.text_stream import stream_text
 from pdray.local import LocalCluster
@@ -107,24 +108,30 @@ async def test_a_prefill_worker_that_ends_under_its_prompts_changes_nothing(
         await until(lambda: all(map(is_idle, left)))
 
 
-async def test_a_stop_string_over_two_attempts_ends_the_text_where_it_would(
+async def test_a_stop_string_ends_the_text_where_it_would_and_the_timeline_has_both_attempts(
     tiny_model_path: Path,
 ) -> None:
     tokenizer = Tokenizer(tiny_model_path)
     letters = Grammar(kind=GrammarKind.REGEX, text="[a-z]{140}")
 
-    async def text_of(cluster: LocalCluster, request_id: str, *stop: str) -> str:
+    async def ask(cluster: LocalCluster, request_id: str, *stop: str) -> tuple[str, Timeline]:
         request = request_of([5] * 40, NUM_TOKENS, request_id=request_id, temperature=1.0)
         request = replace(request, sampling=replace(request.sampling, grammar=letters))
         texts = stream_text(cluster.frontend, tokenizer, request, stop)
         deltas = [each async for each in texts]
         assert not stop or deltas[-1].finish_reason is FinishReason.STOP
-        return "".join(each.text for each in deltas)
+        timeline = deltas[-1].timeline
+        assert timeline is not None
+        return "".join(each.text for each in deltas), timeline
 
     async with LocalCluster(config_of(tiny_model_path), tiny_model_path) as cluster:
-        whole = await text_of(cluster, "calm")
+        whole, calm = await ask(cluster, "calm")
         stop = whole[90:130]
-        reading = asyncio.create_task(text_of(cluster, "lost", stop))
+        reading = asyncio.create_task(ask(cluster, "lost", stop))
         await stop_a_decoder(cluster, "lost", 20)
-        assert await reading == whole[: whole.index(stop)]
+        text, timeline = await reading
+        assert text == whole[: whole.index(stop)]
+        names = [phase.name for phase in calm.phases]
+        assert [phase.name for phase in timeline.phases] == names * 2
+        assert all(phase.duration_s >= 0 for phase in timeline.phases)
         assert num_placed_again(cluster.frontend) == 1
