@@ -98,7 +98,10 @@ class LocalCluster:
         self._recorder = start_recording(config, self.plane)
         self.controller = LocalController(frontend_id, self.plane)
         self.frontend = Frontend(
-            frontend_id, self.controller, max_unread_tokens=config.serve.slow_reader_tokens
+            frontend_id,
+            self.controller,
+            max_unread_tokens=config.serve.slow_reader_tokens,
+            patience_s=config.controller.queue_timeout_s,
         )
         self.workers = [
             build_worker(worker_config)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pdray.config import PdrayConfig, parse_config
 from pdray.core.request import FinishReason, Request, SamplingParams
+from pdray.frontend.frontend import Frontend
 from pdray.local import LocalCluster
 from pdray.worker.worker import Worker
 
@@ -73,6 +74,15 @@ async def tokens_of(cluster: LocalCluster, request: Request) -> list[int]:
         finish_reason = delta.finish_reason
     assert finish_reason is FinishReason.LENGTH
     return tokens
+
+
+def num_placed_again(frontend: Frontend) -> float:
+    (line,) = (
+        line
+        for line in frontend.metrics.text().decode().splitlines()
+        if line.startswith("pdray_requests_placed_again_total{")
+    )
+    return float(line.split()[-1])
 
 
 async def until_idle(cluster: LocalCluster) -> None:

@@ -9,18 +9,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot
+from pdray.engine.outputs import StepOutput
 from pdray.worker.config import WorkerConfig
-from pdray.worker.worker import build_worker
+from pdray.worker.worker import Worker, build_worker
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120.0
 SNAPSHOT_S = 0.05
+STEP_PAUSE = "PDRAY_TEST_STEP_PAUSE_S"
+"""In a worker's environment: how much longer each of its steps takes."""
 
 
 class WorkerProcess:
@@ -81,10 +85,21 @@ class WorkerProcess:
         self._pipe.close()
 
 
+def _slow_down(worker: Worker, pause_s: float) -> None:
+    step = worker.engine.step
+
+    def slow_step() -> StepOutput:
+        time.sleep(pause_s)
+        return step()
+
+    worker.engine.step = slow_step  # type: ignore[method-assign]
+
+
 async def _run(pipe: Connection) -> None:
     config = pipe.recv()
     assert isinstance(config, WorkerConfig)
     worker = build_worker(config)
+    _slow_down(worker, float(os.environ.get(STEP_PAUSE, "0")))
     pipe.send(await worker.start())
     crashed = asyncio.create_task(worker.crashed())
     while not crashed.done():

@@ -13,6 +13,7 @@
     +-- UnavailableError            no worker can serve this now (503)
     +-- PrefillRefusedError         the prefill application's own answer, which is passed on
     +-- WorkerLostError             a worker died under a request, or cut its link (503)
+    |   +-- RequestFailedError      it could not go on with it, and no other could
     +-- MigrationError              a running request was not moved: it goes on where it was
     +-- SlowReaderError             the client fell too far behind its own stream
     +-- UnsupportedModelError       a model that pdray cannot serve, with the reason
@@ -97,6 +98,10 @@ class PrefillRefusedError(PdrayError):
 
 class WorkerLostError(PdrayError):
     """The worker that ran the request died, or its link broke."""
+
+
+class RequestFailedError(WorkerLostError):
+    """The worker could not go on with the request, and would not wherever it is placed."""
 
 
 class MigrationError(PdrayError):

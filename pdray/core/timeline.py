@@ -13,7 +13,8 @@ class PhaseName(enum.StrEnum):
 
     A request that one worker computes and decodes has neither TRANSFER nor DECODE_WAIT, one that
     ends with its first token has no DECODE. One that moves while it decodes has a DECODE for each
-    worker.
+    worker. One whose worker is lost is QUEUED again, and so on: what of the lost attempt is unknown
+    counts to the phase before it.
     """
 
     QUEUED = "queued"

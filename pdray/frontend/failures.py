@@ -7,6 +7,7 @@ from pdray.core.errors import (
     LinkError,
     OverloadedError,
     PdrayError,
+    RequestFailedError,
     SlowReaderError,
     UnavailableError,
     WorkerLostError,
@@ -30,7 +31,7 @@ def failure_of(message: Failed) -> PdrayError:
         return lease_refused(message.problem)
     if message.retry_after_s is not None:
         return OverloadedError(message.reason, retry_after_s=message.retry_after_s)
-    return WorkerLostError(message.reason)
+    return (RequestFailedError if message.comes_again else WorkerLostError)(message.reason)
 
 
 def lost(address: WorkerAddress, cause: Connection | BaseException) -> PdrayError:

@@ -5,30 +5,25 @@ Used by the HTTP ingress, `pdray batch` and the local cluster alike; knows no HT
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TypeGuard
+from functools import partial
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import PdrayError
 from pdray.core.parked import LeaseKey, ParkedPrompt
-from pdray.core.placement import (
-    Placement,
-    PlacementAsk,
-    Queued,
-    Refusal,
-    WorkerAddress,
-)
+from pdray.core.placement import WorkerAddress
 from pdray.core.request import Request, RequestState, TokenChunk, WorkerId
+from pdray.frontend.attempts import Attempts
 from pdray.frontend.check_fits import check_fits
 from pdray.frontend.controller_client import ControllerClient
-from pdray.frontend.failures import failure_of, lost, lost_worker, outcome_of, refusal_error
+from pdray.frontend.failures import failure_of, lost_worker, outcome_of
 from pdray.frontend.live_request import LiveRequest
 from pdray.frontend.migrations import Migrations
 from pdray.frontend.parked_leases import ParkedLeases, lease_of
+from pdray.frontend.placing import Placing
 from pdray.frontend.prefix_names import PrefixNames
 from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenDelta, TokenStream
@@ -43,8 +38,6 @@ from pdray.link.messages import (
     Moved,
     Parked,
     ParkedAnswer,
-    Submission,
-    Submit,
     Tokens,
 )
 from pdray.link.peers import PeerLinks
@@ -57,7 +50,8 @@ FIRST_ATTEMPT = 1
 
 class Frontend:
     """All methods are for one event loop. ``max_unread_tokens`` is what a slow client may
-    leave unread before its request is cut."""
+    leave unread before its request is cut, ``patience_s`` how long one that has lost its worker
+    may take until it is placed again."""
 
     def __init__(
         self,
@@ -65,6 +59,7 @@ class Frontend:
         controller: ControllerClient,
         *,
         max_unread_tokens: int,
+        patience_s: float = 60.0,
         clock: Clock | None = None,
     ) -> None:
         self.frontend_id = frontend_id
@@ -75,8 +70,9 @@ class Frontend:
         self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
         self._parked = ParkedLeases(self._peers)
         self._migrations = Migrations(self._peers, self._find, self.metrics, self._clock)
+        self._placing = Placing(controller, self._peers)
+        self._attempts = Attempts(controller, self.metrics, self._give_up, patience_s=patience_s)
         self._live: dict[str, LiveRequest] = {}
-        self._outgoing: dict[Connection, list[Submission]] = {}
 
     @property
     def num_in_flight(self) -> int:
@@ -89,27 +85,29 @@ class Frontend:
     def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         """Yields new tokens as they come; the last delta has a finish reason.
 
-        Closing the generator cancels the request on all workers. Raises InvalidRequestError for
-        what could never fit, OverloadedError, UnavailableError, WorkerLostError, or
-        SlowReaderError when this generator was not read.
+        Closing the generator cancels the request on all workers. One whose worker is lost goes on
+        elsewhere. Raises InvalidRequestError for what could never fit, OverloadedError,
+        UnavailableError, WorkerLostError where no worker could go on, or SlowReaderError when this
+        generator was not read.
         """
 
-        async def start(live: LiveRequest) -> None:
-            await self._submit(live, await self._place(live))
+        async def submit(live: LiveRequest) -> None:
+            await self._placing.submit(live, await self._placing.place(live))
 
-        return self._deltas(request, start)
+        return self._deltas(request, partial(self._attempts.start, submit))
 
     async def park(self, request: Request) -> ParkedPrompt:
         """Has the prompt computed, and kept for whoever comes for it. Cancelled, it cancels that.
         Raises what ``generate`` does."""
         owner: WorkerAddress | None = None
 
-        async def start(live: LiveRequest) -> None:
+        async def submit(live: LiveRequest) -> None:
             nonlocal owner
-            placement = await self._place(live)
+            placement = await self._placing.place(live)
             owner = placement.prefill
-            await self._submit(live, placement, is_parked=True)
+            await self._placing.submit(live, placement, is_parked=True)
 
+        start = partial(self._attempts.start, submit)
         async with aclosing(self._deltas(request, start)) as deltas:
             delta = await anext(deltas)
             live = self._live[request.request_id]
@@ -134,8 +132,8 @@ class Frontend:
                 if parked.lease is not None and owner is not None:
                     self.drop(owner, parked.lease.key)
                 return
-            placement = replace(await self._place(live), prefill=owner)
-            await self._submit(live, placement, claim=parked.lease.key)
+            placement = replace(await self._placing.place(live), prefill=owner)
+            await self._placing.submit(live, placement, claim=parked.lease.key)
 
         return self._deltas(request, start)
 
@@ -203,89 +201,27 @@ class Frontend:
         finally:
             self._end(live, outcome)
 
-    async def _place(self, live: LiveRequest) -> Placement:
-        request = live.request
-        assert live.names is not None, "placed before it was looked at"
-        ask = PlacementAsk(
-            request_id=request.request_id,
-            num_prompt_tokens=request.num_prompt_tokens,
-            max_tokens=request.sampling.max_tokens,
-            prefix_names=live.names.names,
-            session_id=request.session_id,
-            priority=request.priority,
-        )
-        (answer,) = await self._controller.place([ask])
-        if isinstance(answer, Queued):
-            answer = await self._controller.wait(request.request_id)
-        if isinstance(answer, Refusal):
-            raise refusal_error(answer)
-        live.timing.placed()
-        return answer
-
-    async def _submit(
-        self,
-        live: LiveRequest,
-        placement: Placement,
-        *,
-        is_parked: bool = False,
-        claim: LeaseKey | None = None,
-    ) -> None:
-        """Links to every worker that may send tokens come first, so that none has to wait."""
-        assert placement.prefill is not None, "placed for decode alone"
-        prefill, *decodes = await asyncio.gather(
-            self._peers.get(placement.prefill),
-            *(self._peers.get(address) for address in placement.decode_candidates),
-            return_exceptions=True,
-        )
-        # A link that was there first may have been lost while the others were made.
-        if not is_up(prefill):
-            raise lost(placement.prefill, prefill)
-        candidates: list[WorkerAddress] = []
-        for address, link in zip(placement.decode_candidates, decodes, strict=True):
-            if is_up(link):
-                candidates.append(address)
-                live.links[address.worker_id] = link
-        if not candidates and not is_parked:
-            raise lost(placement.decode_candidates[0], decodes[0])
-        live.decode_ids = set(live.links)
-        live.prefill_id = placement.prefill.worker_id
-        live.links[live.prefill_id] = prefill
-        live.state = live.state.advance(RequestState.PREFILLING)
-        self._send_soon(
-            prefill,
-            Submission(
-                request=live.request,
-                attempt=live.stream.attempt,
-                decode_candidates=tuple(candidates),
-                prefix_source=placement.prefix_source,
-                is_parked=is_parked,
-                claim=claim,
-            ),
-        )
-
-    def _send_soon(self, link: Connection, submission: Submission) -> None:
-        """Requests that are placed together leave in one message."""
-        if not self._outgoing:
-            asyncio.get_running_loop().call_soon(self._send_submissions)
-        self._outgoing.setdefault(link, []).append(submission)
-
-    def _send_submissions(self) -> None:
-        for link, submissions in self._outgoing.items():
-            link.send(Submit(submissions=tuple(submissions)))
-        self._outgoing.clear()
-
     def _end(self, live: LiveRequest, outcome: Outcome) -> None:
         del self._live[live.request.request_id]
+        if live.placing_again is not None:
+            live.placing_again.cancel()
         self._release(live)
-        if live.parked is not None and outcome is not Outcome.PARKED:
-            self._parked.give_up(live.links[str(live.prefill_id)], live.parked.key)
+        # Where its worker is lost, so is what was parked.
+        owner_id, parked = live.prefill_id, live.parked
+        if parked is not None and owner_id is not None and outcome is not Outcome.PARKED:
+            self._parked.give_up(live.links[owner_id], parked.key)
         live.timing.end(outcome)
 
     def _fail(self, live: LiveRequest, error: PdrayError | None) -> None:
-        """Does nothing without an error."""
+        """It goes on elsewhere where it can; does nothing without an error."""
         if error is not None:
-            live.stream.fail(error)
-            self._release(live)
+            self._migrations.forget(live, "its worker was lost")
+            if not self._attempts.begin_next(live, error):
+                self._give_up(live, error)
+
+    def _give_up(self, live: LiveRequest, error: PdrayError) -> None:
+        live.stream.fail(error)
+        self._release(live)
 
     def _release(self, live: LiveRequest) -> None:
         """Its tokens have all come, or no more are wanted: its workers and its place at the
@@ -293,7 +229,7 @@ class Frontend:
         if live.is_released:
             return
         live.is_released = True
-        self._migrations.forget(live)
+        self._migrations.forget(live, "the request has ended")
         if not live.stream.is_finished and live.parked is None:
             live.cancel()
         self._controller.finished([live.request.request_id], live.kept)
@@ -379,16 +315,12 @@ class Frontend:
 
     def _on_lost(self, connection: Connection) -> None:
         # A worker that is told of a loss must know the request.
-        self._send_submissions()
+        self._placing.flush()
         self._parked.on_lost(connection)
         peer_id = connection.peer_id
         for live in self._live.values():
             if live.is_linked_by(connection) and not live.is_released:
                 self._fail(live, live.lose(peer_id, lost_worker(peer_id, live.state)))
-
-
-def is_up(link: Connection | BaseException) -> TypeGuard[Connection]:
-    return isinstance(link, Connection) and not link.is_closed
 
 
 def next_state(state: RequestState, stream: TokenStream) -> RequestState:

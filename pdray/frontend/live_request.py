@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from pdray.core.errors import MigrationError, PdrayError, WorkerLostError
@@ -13,6 +15,8 @@ from pdray.frontend.timing import RequestTiming
 from pdray.frontend.token_stream import TokenDelta, TokenStream
 from pdray.link.connection import Connection
 from pdray.link.messages import Cancel, DecodeLost, Moved, Parked, PrefillLost
+
+Submit = Callable[["LiveRequest"], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +43,9 @@ class LiveRequest:
     """Of a prompt that another application has computed: due when somebody goes on from it."""
     parked: Parked | None = None
     """Its prompt is computed, and its worker keeps that for whoever has the key."""
+    submit: Submit | None = None
+    """Begins an attempt, of a request that may have more than one."""
+    placing_again: asyncio.Task[None] | None = None
     is_released: bool = False
     moving: Moving | None = None
     """It may go on with another decode worker, if that is not settled yet."""
@@ -107,6 +114,27 @@ class LiveRequest:
             if self.decode_id not in (None, worker_id):
                 self._cancel_at(self.decode_id)
             self.decode_id = worker_id
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Of all attempts, read or not."""
+        return len(self.request.output_token_ids) + len(self.stream.token_ids)
+
+    def begin_attempt(self) -> None:
+        """Ends the one that is lost at all workers which may know it. The next one has the tokens
+        that have come, and no workers yet."""
+        self.cancel()
+        sent = self.request.output_token_ids + tuple(self.stream.token_ids)
+        self.request = replace(self.request, output_token_ids=sent)
+        if self.names is not None:
+            self.names = PrefixNames(self.request, self.names.model_digest)
+        self.stream.begin_attempt()
+        self.timing.lost()
+        self.state = self.state.advance(RequestState.QUEUED)
+        self.links = {}
+        self.decode_ids = set()
+        self.prefill_id = self.decode_id = self.loss = self.moving = None
+        self.has_decoded = False
 
     def cancel(self) -> None:
         self._cancel_at(*self.links)

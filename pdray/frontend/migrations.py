@@ -75,8 +75,8 @@ class Migrations:
         else:
             silence.since = now
 
-    def forget(self, live: LiveRequest) -> None:
-        """The request has ended."""
+    def forget(self, live: LiveRequest, why: str) -> None:
+        """None of its workers goes on with the request."""
         self._silences.pop(live.request.request_id, None)
         if live.moving is not None:
-            live.moving.settle("the request has ended")
+            live.moving.settle(why)

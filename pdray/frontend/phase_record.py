@@ -34,11 +34,14 @@ class PhaseRecord:
     """All on one clock. What messages take on their way counts to the phase that waits for them:
     PREFILL_WAIT, and TRANSFER or, where it has none, DECODE.
 
-    A prompt that another application has computed has no prefill here.
+    A prompt that another application has computed has no prefill here. Of an attempt that was lost
+    the phases up to then stay, the last one until the next attempt's begin.
     """
 
     arrived_at: float
     placed_at: float | None = None
+    _of_lost: list[Start] = field(default_factory=list)
+    _lost_at: float | None = None
     _prefill: _First | None = None
     _decode: _First | None = None
     _moves: list[tuple[float, WorkerId]] = field(default_factory=list)
@@ -59,9 +62,16 @@ class PhaseRecord:
                 self._moves.append((now, worker_id))
             self._newest_index, self._newest_by = chunk.index, worker_id
 
+    def lost(self, now: float, *, has_decoded: bool) -> None:
+        """The attempt is over, and another one begins."""
+        self._of_lost += self._starts(has_decoded)
+        self._lost_at = now
+        self.placed_at = self._prefill = self._decode = self._newest_by = None
+        self._moves, self._newest_index = [], -1
+
     def timeline(self, ended_at: float, *, has_decoded: bool) -> Timeline:
         """Up to the last token, which came at ``ended_at``."""
-        starts = self._starts(has_decoded)
+        starts = self._of_lost + self._starts(has_decoded)
         # Tokens of two workers may overtake each other; phases do not.
         times = list(itertools.accumulate((at for _, at, _ in starts), max))
         times = [min(at, ended_at) for at in times] + [ended_at]
@@ -74,7 +84,8 @@ class PhaseRecord:
         return Timeline(arrived_at=self.arrived_at, phases=phases)
 
     def _starts(self, has_decoded: bool) -> list[Start]:
-        starts: list[Start] = [(PhaseName.QUEUED, self.arrived_at, None)]
+        queued_at = self.arrived_at if self._lost_at is None else self._lost_at
+        starts: list[Start] = [(PhaseName.QUEUED, queued_at, None)]
         if self.placed_at is None:
             return starts
         prefill, decode, prefilled_at = self._prefill, self._decode, self.placed_at

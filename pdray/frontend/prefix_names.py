@@ -15,6 +15,7 @@ class PrefixNames:
     what earlier attempts have put behind it."""
 
     def __init__(self, request: Request, model_digest: str) -> None:
+        self.model_digest = model_digest
         self._hasher = PrefixHasher(model_digest)
         self._parent = self._hasher.root(request.cache_salt)
         self._token_ids = request.prompt_token_ids + request.output_token_ids

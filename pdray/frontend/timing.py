@@ -22,6 +22,7 @@ class RequestTiming:
     first_token_at: float | None = None
     last_token_at: float | None = None
     num_tokens: int = 0
+    num_lost_attempts_tokens: int = 0
 
     @classmethod
     def start(cls, metrics: FrontendMetrics, clock: Clock, num_prompt_tokens: int) -> RequestTiming:
@@ -31,6 +32,15 @@ class RequestTiming:
 
     def placed(self) -> None:
         self.phases.placed_at = self.clock.now()
+
+    def lost(self) -> None:
+        """Its workers are, and it waits to be placed again."""
+        self.phases.lost(self.clock.now(), has_decoded=self._has_decoded)
+        self.num_lost_attempts_tokens = self.num_tokens
+
+    @property
+    def _has_decoded(self) -> bool:
+        return self.num_tokens - self.num_lost_attempts_tokens > 1
 
     def tokens_came(self, worker_id: str, chunk: TokenChunk) -> None:
         """They are here, readable or not."""
@@ -50,7 +60,7 @@ class RequestTiming:
     def timeline(self) -> Timeline:
         """Of one that has all its tokens."""
         assert self.last_token_at is not None, "no token has come"
-        return self.phases.timeline(self.last_token_at, has_decoded=self.num_tokens > 1)
+        return self.phases.timeline(self.last_token_at, has_decoded=self._has_decoded)
 
     def end(self, outcome: Outcome) -> None:
         if outcome not in (Outcome.STOP, Outcome.LENGTH) or self.last_token_at is None:

@@ -57,6 +57,12 @@ class TokenStream:
         self._error: PdrayError | None = None
         self._changed = asyncio.Event()
 
+    def begin_attempt(self) -> None:
+        """From here on tokens are another attempt's, which goes on behind those that have come."""
+        self.attempt += 1
+        self.token_ids = []
+        self._early.clear()
+
     @property
     def is_finished(self) -> bool:
         return self._finish_reason is not None
@@ -84,7 +90,8 @@ class TokenStream:
             self._next_index += len(ready.token_ids)
             num_new += len(ready.token_ids)
             self._finish_reason = ready.finish_reason
-            if ready.num_cached_tokens is not None:
+            # The first attempt's word: what it computed, the next may find in a cache.
+            if self._num_cached_tokens is None:
                 self._num_cached_tokens = ready.num_cached_tokens
             if not ready.token_ids:
                 break

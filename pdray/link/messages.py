@@ -10,7 +10,7 @@ from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 10
+WIRE_VERSION = 11
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -63,13 +63,15 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Worker to frontend: this attempt ended badly, for ``reason``. ``problem`` is set where its
-    claim is at fault, ``retry_after_s`` where there was no room for it."""
+    claim is at fault, ``retry_after_s`` where there was no room for it. What ``comes_again`` would
+    do so on every worker."""
 
     request_id: str
     attempt: int
     reason: str
     problem: HandleProblem | None = None
     retry_after_s: float | None = None
+    comes_again: bool = False
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True, tag=True):

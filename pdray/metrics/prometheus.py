@@ -59,6 +59,9 @@ class FrontendMetrics:
         ).labels(replica)
         self._prompt_tokens = counter("pdray_prompt_tokens", "Tokens of prompts that came.")
         self._output_tokens = counter("pdray_generation_tokens", "Tokens made for clients.")
+        self._placed_again = counter(
+            "pdray_requests_placed_again", "Times that a request went on after its worker was lost."
+        )
         self._ttft = histogram(
             "pdray_time_to_first_token_seconds", "Arrival to first token.", REQUEST_BUCKETS_S
         )
@@ -80,6 +83,10 @@ class FrontendMetrics:
             "Last token of the worker that a running request leaves to the first of the next.",
             TOKEN_BUCKETS_S,
         )
+
+    def request_placed_again(self) -> None:
+        """Its workers were lost, and others have it now."""
+        self._placed_again.inc()
 
     def request_started(self, num_prompt_tokens: int) -> None:
         """A request came; exactly one ``request_ended`` must follow."""

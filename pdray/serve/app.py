@@ -99,7 +99,10 @@ class Ingress:
         self._tracing: Tracing | None = None
         self._controller = RayControllerClient(config, frontend_id)
         self._frontend = Frontend(
-            frontend_id, self._controller, max_unread_tokens=config.serve.slow_reader_tokens
+            frontend_id,
+            self._controller,
+            max_unread_tokens=config.serve.slow_reader_tokens,
+            patience_s=config.controller.queue_timeout_s,
         )
 
     async def __serve_build_asgi_app__(self) -> FastAPI:

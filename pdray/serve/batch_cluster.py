@@ -91,7 +91,12 @@ async def running_frontend(
 
     frontend_id = f"{config.serve.application}-frontend"
     controller = RayControllerClient(config, frontend_id)
-    frontend = Frontend(frontend_id, controller, max_unread_tokens=config.serve.slow_reader_tokens)
+    frontend = Frontend(
+        frontend_id,
+        controller,
+        max_unread_tokens=config.serve.slow_reader_tokens,
+        patience_s=config.controller.queue_timeout_s,
+    )
     try:
         await controller.start(frontend.metrics)
         yield frontend, controller

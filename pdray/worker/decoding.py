@@ -25,7 +25,7 @@ class Decoding:
             return
         frontend_id = self._attempts.frontend_of(sequence.request_id)
         if output.error is not None:
-            self._outbox.fail(frontend_id, *key, output.error)
+            self._outbox.fail(frontend_id, *key, output.error, comes_again=True)
         elif output.token_ids:
             self._outbox.put(frontend_id, output, ages)
         if output.error is not None or output.finish_reason is not None:

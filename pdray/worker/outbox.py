@@ -62,9 +62,20 @@ class Outbox:
                 connection.send(Tokens(chunks=tuple(chunks)))
         self._chunks.clear()
 
-    def fail(self, frontend_id: str, request_id: str, attempt: int, reason: str) -> None:
+    def fail(
+        self,
+        frontend_id: str,
+        request_id: str,
+        attempt: int,
+        reason: str,
+        *,
+        comes_again: bool = False,
+    ) -> None:
         logger.warning("request failed: %s, request_id=%s attempt=%d", reason, request_id, attempt)
-        self._send(frontend_id, Failed(request_id=request_id, attempt=attempt, reason=reason))
+        failed = Failed(
+            request_id=request_id, attempt=attempt, reason=reason, comes_again=comes_again
+        )
+        self._send(frontend_id, failed)
 
     def refuse(self, frontend_id: str, request_id: str, attempt: int, error: PdrayError) -> None:
         """Its claim is at fault, or there is no room for it."""

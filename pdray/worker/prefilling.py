@@ -109,7 +109,8 @@ class Prefilling:
         self._waiting.append(prompt)
         limit = self._engine.max_sequence_tokens
         if prompt.num_tokens > limit:
-            self._fail(prompt, f"{prompt.num_tokens} tokens do not fit; accepted: up to {limit}")
+            reason = f"{prompt.num_tokens} tokens do not fit; accepted: up to {limit}"
+            self._fail(prompt, reason, comes_again=True)
         elif not sequence.scores_prompt:
             prompt.prefix_source = submission.prefix_source
             prompt.fetch_above_blocks = 0
@@ -298,7 +299,7 @@ class Prefilling:
         if prompt is None or prompt.is_cancelled:
             return
         if output.error is not None:
-            self._fail(prompt, output.error)
+            self._fail(prompt, output.error, comes_again=True)
             return
         prompt.ready_tokens = output.num_computed_tokens
         if output.token_ids:
@@ -360,8 +361,10 @@ class Prefilling:
             self._end(prompt)
             self.pump()
 
-    def _fail(self, prompt: Prompt, reason: str) -> None:
-        self._outbox.fail(prompt.frontend_id, prompt.request_id, prompt.attempt, reason)
+    def _fail(self, prompt: Prompt, reason: str, *, comes_again: bool = False) -> None:
+        self._outbox.fail(
+            prompt.frontend_id, prompt.request_id, prompt.attempt, reason, comes_again=comes_again
+        )
         self._end(prompt)
 
     def _end(self, prompt: Prompt) -> None:

@@ -24,6 +24,7 @@ from tests.cluster.conftest import (
     until_ended,
     until_gone,
 )
+from tests.local_cluster import num_placed_again
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -75,6 +76,19 @@ async def test_a_dead_worker_is_followed_by_another(app: PdrayConfig) -> None:
         assert after["prefill"] == before["prefill"]
         assert after["decode"] not in (before["decode"], None)
         assert await waiting == expected
+
+
+async def test_a_killed_decode_workers_stream_goes_on_with_the_next_one(app: PdrayConfig) -> None:
+    async with ClusterFrontend(app) as frontend:
+        expected = await frontend.generate("undisturbed", max_tokens=900)
+        process = processes_of("recovery")[worker_name("recovery", app.generation, "decode", 0)]
+        stream = frontend.stream("loses its worker", max_tokens=900)
+        tokens = [await anext(stream) for _ in range(100)]
+        process.kill()
+        tokens += [token async for token in stream]
+        assert tokens == expected
+        assert num_placed_again(frontend.frontend) == 1
+        await frontend.until(lambda status: status.is_ready and status.num_in_flight == 0)
 
 
 @pytest.mark.parametrize("pool", ["prefill", "decode"])

@@ -253,10 +253,12 @@ async def test_one_mixed_worker_serves_alone(
     assert together == [generate_reference(prompt, 16) for prompt in prompts]
 
 
-async def test_a_crashed_worker_fails_its_requests(
+async def test_with_no_worker_left_a_crashed_one_fails_its_requests(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with LocalCluster(config_of(tiny_model_path), tiny_model_path) as cluster:
+    controller = {"placement": "least_loaded", "queue_timeout_s": 0.5}
+    config = config_of(tiny_model_path, controller=controller)
+    async with LocalCluster(config, tiny_model_path) as cluster:
         (decode,) = cluster.workers_of("decode")
         stream = cluster.frontend.generate(request_of([5] * 20, 400))
         await anext(stream)

@@ -84,7 +84,8 @@ async def test_the_next_turn_begins_where_the_last_one_ended(tmp_path: Path) -> 
 async def test_a_killed_rank_ends_its_worker_with_a_clear_error(
     tiny_model_path: Path, pool: str
 ) -> None:
-    config = config_of(tiny_model_path, prefill=TWO, decode=TWO)
+    controller = {"placement": "least_loaded", "queue_timeout_s": 0.5}
+    config = config_of(tiny_model_path, prefill=TWO, decode=TWO, controller=controller)
     async with LocalCluster(config, tiny_model_path) as cluster:
         (worker,) = cluster.workers_of(pool)
         stream = cluster.frontend.generate(request_of([5] * 20, 400))

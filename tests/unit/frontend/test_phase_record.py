@@ -101,6 +101,38 @@ def test_a_prompt_that_came_computed_has_no_prefill() -> None:
     ]
 
 
+def test_one_that_is_placed_again_has_phases_of_both_attempts() -> None:
+    record = placed()
+    record.tokens_came(P, tokens(0, began_s=4.0), 110.0)
+    record.tokens_came(D, tokens(1, began_s=0.5, ready_s=1.0), 111.0)
+    record.lost(113.0, has_decoded=True)
+    record.placed_at = 114.0
+    record.tokens_came(D2, tokens(2, began_s=1.0), 117.0)
+    record.tokens_came(D2, tokens(3), 118.0)
+    timeline = record.timeline(119.0, has_decoded=True)
+    assert shown(timeline)[-5:] == [
+        ("decode", 10.5, 2.5, D),
+        ("queued", 13.0, 1.0, None),
+        ("prefill_wait", 14.0, 2.0, D2),
+        ("prefill", 16.0, 1.0, D2),
+        ("decode", 17.0, 2.0, D2),
+    ]
+    assert timeline.total_s == 19.0
+
+
+def test_of_an_attempt_that_said_nothing_the_wait_is_known() -> None:
+    record = placed()
+    record.lost(105.0, has_decoded=False)
+    record.placed_at = 106.0
+    record.tokens_came(P, tokens(0, began_s=1.0), 108.0)
+    assert shown(record.timeline(108.0, has_decoded=False)) == [
+        ("queued", 0.0, 5.0, None),
+        ("queued", 5.0, 1.0, None),
+        ("prefill_wait", 6.0, 1.0, P),
+        ("prefill", 7.0, 1.0, P),
+    ]
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_phases_add_up_and_never_overlap_whatever_clocks_say(seed: int) -> None:
     rng = random.Random(seed)

@@ -165,3 +165,16 @@ async def test_what_was_cached_is_said_with_the_first_token_and_known_from_then_
     assert (await tokens.read()).num_cached_tokens == 32
     tokens.push(chunk(2, 7, end=True))
     assert (await tokens.read()).num_cached_tokens == 32
+
+
+async def test_another_attempt_goes_on_behind_what_has_come() -> None:
+    tokens = stream()
+    tokens.push(chunk(0, 5, num_cached_tokens=3))
+    tokens.push(chunk(2, 7))
+    tokens.begin_attempt()
+    tokens.push(chunk(1, 99))
+    assert tokens.push(chunk(1, 6, attempt=2, num_cached_tokens=16)) == 1
+    assert await tokens.read() == TokenDelta(
+        token_ids=(5, 6), finish_reason=None, num_cached_tokens=3
+    )
+    assert tokens.token_ids == [6]
