@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import ray
@@ -45,6 +46,7 @@ class WorkerActor:
         self._me = cast("WorkerHandle", ray.get_runtime_context().current_actor)
         self._worker: Worker | None = None
         self._progress = "process started"
+        self._role: Role | None = None
         self._starting: asyncio.Task[WorkerInfo | StartFailure] | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats())
@@ -56,12 +58,16 @@ class WorkerActor:
         """Answers once the process runs."""
 
     async def start(self) -> WorkerInfo | StartFailure:
-        """Makes the worker ready; called again, gives the same answer."""
+        """Makes the worker ready; called again, gives the same answer, but for a role that it has
+        got since."""
         if self._starting is None:
             self._starting = asyncio.get_running_loop().create_task(self._start())
         await self._first_of(self._starting)
         if self._starting.done():
-            return self._starting.result()
+            started = self._starting.result()
+            if self._role is not None and isinstance(started, WorkerInfo):
+                return replace(started, role=self._role)
+            return started
         return StartFailure(reason=self._ended.result(), is_final=False)
 
     async def join(self) -> str:
@@ -200,6 +206,7 @@ class WorkerActor:
         reply = await asyncio.wait_for(controller.heartbeat.remote(heartbeat), _HEARTBEAT_TIMEOUT_S)
         if not reply.knows_prefixes:
             self._restart_prefix_reports()
+        self._role = reply.role or self._role
         return reply.is_wanted
 
     def _restart_prefix_reports(self) -> None:

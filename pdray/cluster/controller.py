@@ -154,10 +154,10 @@ class ControllerActor:
     async def heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         slot = self._pools.find(heartbeat.pool, heartbeat.index)
         if slot is None or slot.is_over:
-            return HeartbeatReply(is_wanted=False, knows_prefixes=False)
+            return HeartbeatReply(is_wanted=False, knows_prefixes=False, role=None)
         slot.heard(heartbeat.progress)
         now = self._clock.now()
-        knows_prefixes = True
+        knows_prefixes, role = True, None
         if heartbeat.snapshot is not None:
             worker_id = heartbeat.snapshot.worker_id
             if heartbeat.prefixes is not None:
@@ -165,7 +165,9 @@ class ControllerActor:
             self._control.snapshot(heartbeat.snapshot, now)
             self._observations.heard_snapshot(heartbeat.pool, heartbeat.snapshot, now)
             self._deliver()
-        return HeartbeatReply(is_wanted=True, knows_prefixes=knows_prefixes)
+            worker = self._control.fleet.get(worker_id)
+            role = None if worker is None else worker.info.role
+        return HeartbeatReply(is_wanted=True, knows_prefixes=knows_prefixes, role=role)
 
     # For launchers and other generations
 

@@ -46,10 +46,12 @@ class Heartbeat:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatReply:
     """``is_wanted`` renews the worker's lease. Where the controller does not know what its
-    ``prefixes`` follow on, it has to start them again."""
+    ``prefixes`` follow on, it has to start them again. ``role`` is what is placed on it, None where
+    it has not joined yet: a remade controller goes on from there."""
 
     is_wanted: bool
     knows_prefixes: bool
+    role: Role | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from pdray.cluster.launch import up
+from pdray.cluster.names import controller_name
 from pdray.core.overview import Overview
-from tests.cluster.conftest import ClusterFrontend, MakeConfig, greedy
+from tests.cluster.conftest import ClusterFrontend, MakeConfig, greedy, kill
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -61,7 +62,9 @@ async def test_an_operator_sees_latencies_transfers_and_workers(make_config: Mak
     assert all(worker.step_s for worker in overview.workers)
 
 
-async def test_a_worker_takes_the_role_that_the_load_asks_for(make_config: MakeConfig) -> None:
+async def test_a_worker_takes_the_role_that_the_load_asks_for_and_keeps_it_with_a_new_controller(
+    make_config: MakeConfig,
+) -> None:
     decode = {"role": "decode", "replicas": 2, "node_groups": ["laptop"], "engine": ENGINE}
     config = make_config(
         pools={"prefill": decode | {"role": "prefill", "replicas": 1}, "decode": decode},
@@ -79,21 +82,31 @@ async def test_a_worker_takes_the_role_that_the_load_asks_for(make_config: MakeC
                     return
                 assert await tokens_of_a_prompt(frontend, f"r{index}-{number}") == expected
 
+        async def roles() -> list[tuple[str, str]]:
+            workers = (await frontend.client.overview()).workers
+            return sorted((each.pool, each.role) for each in workers if each.state == "ready")
+
+        after = [("decode", "decode"), ("decode", "prefill"), ("prefill", "prefill")]
+
         async def watch() -> None:
-            while not flipped.is_set():
-                workers = (await frontend.client.overview()).workers
-                if any((each.pool, each.role) == ("decode", "prefill") for each in workers):
-                    flipped.set()
+            while await roles() != after:
                 await asyncio.sleep(0.2)
+            flipped.set()
 
         async with asyncio.timeout(90):
             await asyncio.gather(watch(), *(ask_on(index) for index in range(16)))
-        assert await tokens_of_a_prompt(frontend, "after") == expected
+            assert await tokens_of_a_prompt(frontend, "after") == expected
+            await asyncio.sleep(1.0)  # a heartbeat or two
+            kill(controller_name(config.serve.application, config.generation))
+            while len(found := await roles()) < 3:
+                await asyncio.sleep(0.2)
+        assert found == after
+        assert await tokens_of_a_prompt(frontend, "later") == expected
 
 
 async def tokens_of_a_prompt(frontend: ClusterFrontend, request_id: str) -> list[int]:
     """Of one that is in no prefix cache."""
-    prompt = tuple(range(1, 301))
+    prompt = tuple(1 + index % 200 for index in range(300))
     request = replace(greedy(request_id, 16), prompt_token_ids=prompt, cache_salt=request_id)
     deltas = [delta async for delta in frontend.frontend.generate(request)]
     return [token_id for delta in deltas for token_id in delta.token_ids]
