@@ -14,6 +14,7 @@ from pdray.serve.trace_exporter import open_tracing
 from tests.equivalence.conftest import MODEL
 from tests.http_server import serving
 from tests.local_cluster import random_prompts
+from tests.overviews import overview
 from tests.trace_collector import collecting
 
 ROUNDING_NS = 100
@@ -36,6 +37,7 @@ async def test_phases_follow_each_other_inside_the_requests_span(
             service=service,
             missing=missing,
             metrics_text=metrics_text,
+            overview=overview,
             max_ongoing_requests=8,
             keys=None,
             around=tracing.around,
