@@ -28,7 +28,8 @@ from tests.worker_process import WorkerProcess
 
 LEASE_S = 4.0
 MAX_TOKENS = 24
-REQUEST_TIMEOUT_S = 30.0
+REQUEST_TIMEOUT_S = 120.0
+"""Of all attempts together: each of them may have to queue."""
 ENGINE = EngineConfig(
     block_size=16,
     kv_cache_bytes=400 * 1024,
