@@ -43,7 +43,7 @@ async def test_phases_follow_each_other_inside_the_requests_span(
             around=tracing.around,
         )
         body = {"model": MODEL, "prompt": random_prompts([100])[0], "max_tokens": 8, "stream": True}
-        async with serving(make_api(state)) as url, httpx.AsyncClient() as http:
+        async with serving(make_api(state)) as url, httpx.AsyncClient(timeout=60.0) as http:
             await http.post(f"{url}/v1/completions", json=body)
         await asyncio.to_thread(tracing.close)
     spans = [
