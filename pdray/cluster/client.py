@@ -157,24 +157,14 @@ class RayControllerClient:
         """One exposition of all workers, all frontends and the controller. Raises
         UnavailableError where the controller does not answer in time."""
         call = self._call(lambda controller: controller.metrics.remote(self._frontend_id))
-        try:
-            others = await asyncio.wait_for(call, _SCRAPE_TIMEOUT_S)
-        except TimeoutError:
-            raise UnavailableError(
-                f"the controller has not answered a scrape for {_SCRAPE_TIMEOUT_S:g} s"
-            ) from None
+        others = await _in_time(call, "answered a scrape")
         assert self._metrics is not None, "not started"
         return merge_expositions([self._metrics.text(), *others])
 
     async def overview(self) -> Overview:
         """For operators. Raises UnavailableError where the controller does not answer in time."""
         call = self._call(lambda controller: controller.overview.remote())
-        try:
-            return await asyncio.wait_for(call, _SCRAPE_TIMEOUT_S)
-        except TimeoutError:
-            raise UnavailableError(
-                f"the controller has not answered for {_SCRAPE_TIMEOUT_S:g} s"
-            ) from None
+        return await _in_time(call, "answered")
 
     async def _send_round(self) -> None:
         await self._has_news.wait()
@@ -290,6 +280,15 @@ class RayControllerClient:
             except Exception:  # this task must go on: requests wait for it
                 logger.exception("a call of the controller failed")
                 await asyncio.sleep(_RENEW_S)
+
+
+async def _in_time(call: Awaitable[T], what: str) -> T:
+    try:
+        return await asyncio.wait_for(call, _SCRAPE_TIMEOUT_S)
+    except TimeoutError:
+        raise UnavailableError(
+            f"the controller has not {what} for {_SCRAPE_TIMEOUT_S:g} s"
+        ) from None
 
 
 async def _answer(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pdray.config import PdrayConfig
 from pdray.control.controller import ControlPlane
-from pdray.core.overview import Moment, Overview, PairOverview, WorkerOverview
+from pdray.core.overview import Moment, Overview, PairOverview, Percentiles, WorkerOverview
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerSnapshot
 from pdray.core.step_time import StepWork
@@ -52,9 +52,8 @@ class Observations:
         window_s = self._window_s(now)
         ttft = percentiles_of(self._ttft.total(now, _WINDOW_SLOTS))
         itl = percentiles_of(self._itl.total(now, _WINDOW_SLOTS))
-        num_first, num_more = ttft.count if ttft else 0, itl.count if itl else 0
+        requests_per_s, tokens_per_s = _rates(ttft, itl, window_s)
         read = self._read_bytes.total(now, _WINDOW_SLOTS)
-        ever = sorted(read)
         return Overview(
             application=status.application,
             mode=config.mode,
@@ -67,10 +66,10 @@ class Observations:
                 PairOverview(
                     source=source,
                     target=target,
-                    bytes_per_s=read[source, target] / window_s,
-                    num_bytes=read[source, target],
+                    bytes_per_s=num_bytes / window_s,
+                    num_bytes=num_bytes,
                 )
-                for source, target in ever
+                for (source, target), num_bytes in sorted(read.items())
             ),
             num_frontends=len(status.frontend_ids),
             num_queued=status.num_queued,
@@ -80,8 +79,8 @@ class Observations:
             idle_pools=status.idle_pools,
             ttft=ttft,
             itl=itl,
-            requests_per_s=num_first / window_s,
-            tokens_per_s=(num_first + num_more) / window_s,
+            requests_per_s=requests_per_s,
+            tokens_per_s=tokens_per_s,
             history=self._history(now),
         )
 
@@ -97,7 +96,7 @@ class Observations:
         moments = []
         for number, (ttft_counts, itl_counts, read) in enumerate(series, start=1):
             ttft, itl = percentiles_of(ttft_counts), percentiles_of(itl_counts)
-            num_first, num_more = ttft.count if ttft else 0, itl.count if itl else 0
+            requests_per_s, tokens_per_s = _rates(ttft, itl, _SLOT_S)
             moments.append(
                 Moment(
                     ago_s=(_NUM_SLOTS - number) * _SLOT_S + now % _SLOT_S,
@@ -105,12 +104,20 @@ class Observations:
                     ttft_p99_s=None if ttft is None else ttft.p99_s,
                     itl_p50_s=None if itl is None else itl.p50_s,
                     itl_p99_s=None if itl is None else itl.p99_s,
-                    requests_per_s=num_first / _SLOT_S,
-                    tokens_per_s=(num_first + num_more) / _SLOT_S,
+                    requests_per_s=requests_per_s,
+                    tokens_per_s=tokens_per_s,
                     bytes_per_s=sum(read.values()) / _SLOT_S,
                 )
             )
         return tuple(moments)
+
+
+def _rates(
+    ttft: Percentiles | None, itl: Percentiles | None, seconds: float
+) -> tuple[float, float]:
+    """Requests and tokens a second: every request has one first token, every other one a gap."""
+    num_first, num_more = (0 if each is None else each.count for each in (ttft, itl))
+    return num_first / seconds, (num_first + num_more) / seconds
 
 
 def _worker(status: WorkerStatus, config: PdrayConfig, control: ControlPlane) -> WorkerOverview:

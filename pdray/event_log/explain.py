@@ -14,6 +14,7 @@ from pdray.core.snapshot import FleetView, Role
 from pdray.core.step_time import StepTime
 from pdray.policy.placement.base import Candidate, PlacementChoice, PlacementPolicy
 
+from .replay import tell
 from .segments import read_segment, segments
 
 
@@ -73,14 +74,8 @@ def _explain_in(path: Path, request_id: str) -> Iterator[Explanation]:
     control, entries = read_segment(path)
     watcher = _Watcher(request_id)
     control.watch(watcher.around)
-    told: list[Told] = []
-    control.journal = told.append
-    for entry in entries:
-        told.clear()
-        entry.apply(control)
-        control.take_decisions()
-        control.take_role_flips()
-        yield from _answers(watcher, told[0], request_id)
+    for _, told in tell(control, entries):
+        yield from _answers(watcher, told, request_id)
 
 
 def _answers(watcher: _Watcher, told: Told, request_id: str) -> Iterator[Explanation]:
