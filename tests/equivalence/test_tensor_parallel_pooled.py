@@ -40,7 +40,7 @@ async def test_tokens_equal_the_reference_alone_and_together(tmp_path: Path, fam
         together = await asyncio.gather(*(tokens_of(cluster, request) for request in requests))
         await until_idle(cluster)
     reference = Reference(tmp_path)
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in prompts]
+    references = reference.generate_all(prompts, NUM_TOKENS)
     assert_equal_up_to_ties(f"{family}, alone", alone, references)
     assert_equal_up_to_ties(f"{family}, together", together, references)
 
