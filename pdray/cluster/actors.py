@@ -17,6 +17,7 @@ from pdray.core.errors import ConfigError, UnsupportedModelError
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo
+from pdray.core.startup import StartupWatch
 
 from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle, WorkerHandle
@@ -57,11 +58,12 @@ class WorkerActor:
     async def ping(self) -> None:
         """Answers once the process runs."""
 
-    async def start(self) -> WorkerInfo | StartFailure:
-        """Makes the worker ready; called again, gives the same answer, but for a role that it has
-        got since."""
+    async def start(self, process_s: float) -> WorkerInfo | StartFailure:
+        """Makes the worker ready, ``process_s`` after its process was asked for; called again,
+        gives the same answer, but for a role that it has got since."""
         if self._starting is None:
-            self._starting = asyncio.get_running_loop().create_task(self._start())
+            starting = self._start(StartupWatch(self._clock, process_s))
+            self._starting = asyncio.get_running_loop().create_task(starting)
         await self._first_of(self._starting)
         if self._starting.done():
             started = self._starting.result()
@@ -111,10 +113,11 @@ class WorkerActor:
         either: list[asyncio.Future[T] | asyncio.Future[str]] = [task, self._ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _start(self) -> WorkerInfo | StartFailure:
+    async def _start(self, watch: StartupWatch) -> WorkerInfo | StartFailure:
         try:
-            worker = await asyncio.to_thread(self._build)
+            worker = await asyncio.to_thread(self._build, watch)
             info = await worker.start()
+            watch.warmed_up()
         except (ConfigError, UnsupportedModelError) as error:
             return StartFailure(reason=str(error), is_final=True)
         except Exception as error:  # whatever it is, the reason must reach the user
@@ -123,17 +126,24 @@ class WorkerActor:
         self._worker = worker
         self._progress = "ready"
         self._crash_watch = asyncio.get_running_loop().create_task(self._watch_engine(worker))
-        return info
+        return replace(info, startup=watch.times())
 
-    def _build(self) -> Worker:
+    def _build(self, watch: StartupWatch) -> Worker:
         from pdray.core.cluster_secret import newest_secret
+        from pdray.engine.checkpoint import open_checkpoint
         from pdray.model_source import resolve_model
+
+        spec, config = self._spec, self._spec.config
+        model_path = resolve_model(config.model, self._set_progress)
+        # The disk is read while this process imports, which takes it seconds of computing.
+        open_checkpoint(model_path).read_ahead()
+        watch.loaded()
+        self._set_progress("importing torch and transformers")
         from pdray.worker.config import WorkerConfig
         from pdray.worker.parked_table import ParkingLimits
         from pdray.worker.worker import build_worker
 
-        spec, config = self._spec, self._spec.config
-        model_path = resolve_model(config.model, self._set_progress)
+        watch.imported()
         self._set_progress(f"loading {config.model_name}")
         return build_worker(
             WorkerConfig(
@@ -151,7 +161,8 @@ class WorkerActor:
                     lease_s=config.handles.lease_s, max_fraction=config.handles.max_fraction
                 ),
                 tiers=config.tier_config(spec.pool),
-            )
+            ),
+            watch.loaded,
         )
 
     def _set_progress(self, text: str) -> None:

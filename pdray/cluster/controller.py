@@ -222,7 +222,7 @@ class ControllerActor:
         await self._introductions.introduce(info, handle)
 
     def worker_joined(self, info: WorkerInfo) -> None:
-        logger.info("worker joined: worker_id=%s", info.worker_id)
+        logger.info("worker joined: worker_id=%s started in %s", info.worker_id, info.startup)
         self._control.worker_joined(info, self._clock.now())
         if mismatch := self._control.layout_mismatch():
             logger.error("%s", mismatch)

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
 import ray
@@ -104,6 +105,7 @@ class WorkerSlot:
             last_failure=failure.reason if failure else None,
             is_hopeless=failure is not None
             and (failure.is_final or self._num_failures >= _HOPELESS_AFTER_FAILURES),
+            startup=self._info.startup if self._info else None,
         )
 
     @property
@@ -164,6 +166,7 @@ class WorkerSlot:
 
     async def _live_once(self) -> StartFailure | None:
         """One worker's life; what it ended of, or None where it is time for another group."""
+        asked_at = self._clock.now()
         self._handle = handle = await self._get_or_make()
         if handle is None:
             with contextlib.suppress(TimeoutError):
@@ -174,10 +177,10 @@ class WorkerSlot:
             self._groups.next()
             return None
         try:
-            answer = await self._while_heard(handle.start.remote())
+            process_s = self._clock.now() - asked_at
+            answer = await self._while_heard(handle.start.remote(process_s))
             if isinstance(answer, WorkerInfo):
-                await self._events.worker_started(answer, handle)
-                self._join(answer)
+                await self._meet_others(answer, handle)
                 reason = await self._live(handle)
                 answer = StartFailure(reason=reason, is_final=False)
         except TimeoutError as error:
@@ -252,6 +255,15 @@ class WorkerSlot:
         finally:
             self.pending_since = None
         return True
+
+    async def _meet_others(self, info: WorkerInfo, handle: WorkerHandle) -> None:
+        """And then join."""
+        started_at = self._clock.now()
+        await self._events.worker_started(info, handle)
+        if info.startup is not None:
+            meeting_s = self._clock.now() - started_at
+            info = replace(info, startup=replace(info.startup, meeting_s=meeting_s))
+        self._join(info)
 
     def _join(self, info: WorkerInfo) -> None:
         self._info = info

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import TransferError
@@ -18,6 +18,7 @@ from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
+from pdray.engine.loading import load_parts
 from pdray.engine.outputs import StepOutput
 from pdray.link.connection import Connection
 from pdray.link.messages import WIRE_VERSION, Hello
@@ -337,7 +338,9 @@ class Worker:
             self._crashed.set_result(error)
 
 
-def build_worker(config: WorkerConfig) -> Worker:
-    """Loads the model and makes its worker; takes seconds to minutes. Raises
-    UnsupportedModelError."""
-    return Worker(config, Engine.load(config.model_path, config.engine))
+def build_worker(config: WorkerConfig, when_loaded: Callable[[], None] = lambda: None) -> Worker:
+    """Loads the model and makes its worker; takes seconds to minutes. ``when_loaded`` is called
+    between the two. Raises UnsupportedModelError."""
+    loaded, ranks = load_parts(config.model_path, config.engine)
+    when_loaded()
+    return Worker(config, Engine.of(loaded, ranks, config.engine))
