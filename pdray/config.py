@@ -25,6 +25,7 @@ from pdray.config_report import config_error, require_mapping, validation_proble
 from pdray.config_yaml import read_yaml
 from pdray.core.errors import ConfigError
 from pdray.core.mode import Mode
+from pdray.core.model_source import ModelSource
 from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
@@ -183,6 +184,7 @@ class SloConfig(Section):
 
 class TransferConfig(Section):
     transport: str = "nixl"
+    weights: Annotated[ModelSource, Field(strict=False)] = ModelSource.AUTO
     lease_s: Seconds = 30.0
 
 

@@ -46,6 +46,7 @@ KEYS = [
     "slo.itl_s",
     "slo.percentile",
     "transfer.transport",
+    "transfer.weights",
     "transfer.lease_s",
     "controller.placement",
     "controller.early_refusal",

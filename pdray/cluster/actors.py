@@ -25,6 +25,7 @@ from .messages import Heartbeat, StartFailure, WorkerSpec
 from .names import controller_name, find_controller
 
 if TYPE_CHECKING:
+    from pdray.worker.memory_files import MemoryFiles
     from pdray.worker.worker import Worker
 
 T = TypeVar("T")
@@ -58,11 +59,14 @@ class WorkerActor:
     async def ping(self) -> None:
         """Answers once the process runs."""
 
-    async def start(self, process_s: float) -> WorkerInfo | StartFailure:
-        """Makes the worker ready, ``process_s`` after its process was asked for; called again,
-        gives the same answer, but for a role that it has got since."""
+    async def start(
+        self, process_s: float, peers: Sequence[WorkerAddress]
+    ) -> WorkerInfo | StartFailure:
+        """Makes the worker ready, ``process_s`` after its process was asked for, with the model of
+        one of the ``peers`` where that is faster. Called again, gives the same answer, but for a
+        role that it has got since."""
         if self._starting is None:
-            starting = self._start(StartupWatch(self._clock, process_s))
+            starting = self._start(StartupWatch(self._clock, process_s), peers)
             self._starting = asyncio.get_running_loop().create_task(starting)
         await self._first_of(self._starting)
         if self._starting.done():
@@ -113,9 +117,12 @@ class WorkerActor:
         either: list[asyncio.Future[T] | asyncio.Future[str]] = [task, self._ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _start(self, watch: StartupWatch) -> WorkerInfo | StartFailure:
+    async def _start(
+        self, watch: StartupWatch, peers: Sequence[WorkerAddress]
+    ) -> WorkerInfo | StartFailure:
         try:
-            worker = await asyncio.to_thread(self._build, watch)
+            copy = await self._copy_model(peers)
+            worker = await asyncio.to_thread(self._build, watch, copy)
             info = await worker.start()
             watch.warmed_up()
         except (ConfigError, UnsupportedModelError) as error:
@@ -128,15 +135,32 @@ class WorkerActor:
         self._crash_watch = asyncio.get_running_loop().create_task(self._watch_engine(worker))
         return replace(info, startup=watch.times())
 
-    def _build(self, watch: StartupWatch) -> Worker:
+    async def _copy_model(self, peers: Sequence[WorkerAddress]) -> MemoryFiles | None:
+        from pdray.model_source import find_model
+        from pdray.worker.model_copy import copy_model
+
+        spec, config = self._spec, self._spec.config
+        self._set_progress("looking for the model")
+        return await copy_model(
+            config.transfer.weights,
+            await asyncio.to_thread(find_model, config.model),
+            peers,
+            reader_id=f"{spec.worker_id}.files",
+            transport=config.transfer.transport,
+        )
+
+    def _build(self, watch: StartupWatch, copy: MemoryFiles | None) -> Worker:
         from pdray.core.cluster_secret import newest_secret
         from pdray.engine.checkpoint import open_checkpoint
         from pdray.model_source import resolve_model
 
         spec, config = self._spec, self._spec.config
-        model_path = resolve_model(config.model, self._set_progress)
-        # The disk is read while this process imports, which takes it seconds of computing.
-        open_checkpoint(model_path).read_ahead()
+        if copy is not None:
+            model_path = copy.model_path
+        else:
+            model_path = resolve_model(config.model, self._set_progress)
+            # The disk is read while this process imports, which takes it seconds of computing.
+            open_checkpoint(model_path).read_ahead()
         watch.loaded()
         self._set_progress("importing torch and transformers")
         from pdray.worker.config import WorkerConfig
@@ -145,6 +169,12 @@ class WorkerActor:
 
         watch.imported()
         self._set_progress(f"loading {config.model_name}")
+
+        def loaded() -> None:
+            watch.loaded()
+            if copy is not None:
+                copy.release_weights()
+
         return build_worker(
             WorkerConfig(
                 worker_id=spec.worker_id,
@@ -162,7 +192,7 @@ class WorkerActor:
                 ),
                 tiers=config.tier_config(spec.pool),
             ),
-            watch.loaded,
+            loaded,
         )
 
     def _set_progress(self, text: str) -> None:

@@ -24,6 +24,7 @@ from pdray.core.placement import (
     PlacementAsk,
     Queued,
     Refusal,
+    WorkerAddress,
 )
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
@@ -217,6 +218,10 @@ class ControllerActor:
         exit_this_actor()
 
     # What becomes of workers: called by their slots
+
+    def addresses(self) -> Sequence[WorkerAddress]:
+        """Of workers that a new one may have its model from."""
+        return self._introductions.addresses()
 
     async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None:
         await self._introductions.introduce(info, handle)

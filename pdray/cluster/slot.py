@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError
 
 from pdray.config import PdrayConfig
 from pdray.core.clock import Clock
+from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 
@@ -42,6 +43,7 @@ _LOOK_AGAIN_S = 1.0
 class WorkerEvents(Protocol):
     """Who is told what becomes of workers."""
 
+    def addresses(self) -> Sequence[WorkerAddress]: ...
     async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None: ...
     def worker_joined(self, info: WorkerInfo) -> None: ...
     def worker_draining(self, worker_id: WorkerId) -> None: ...
@@ -178,7 +180,8 @@ class WorkerSlot:
             return None
         try:
             process_s = self._clock.now() - asked_at
-            answer = await self._while_heard(handle.start.remote(process_s))
+            starting = handle.start.remote(process_s, self._events.addresses())
+            answer = await self._while_heard(starting)
             if isinstance(answer, WorkerInfo):
                 await self._meet_others(answer, handle)
                 reason = await self._live(handle)
