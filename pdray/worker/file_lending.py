@@ -48,7 +48,7 @@ class FileLending:
         if (refusal := self._refusal(reader)) is not None:
             reader.send(LentFiles(refusal=refusal))
             return
-        making = asyncio.to_thread(FileSlots.make, self._transport, f"{self._worker_id}.files")
+        making = asyncio.to_thread(self._make_slots)
         loan = _Loan(asyncio.get_running_loop().create_task(making))
         self._loans[reader] = loan
         self._tasks.start(self._lend(reader, loan))
@@ -86,6 +86,11 @@ class FileLending:
             and 0 <= message.slot < NUM_SLOTS
         )
 
+    def _make_slots(self) -> FileSlots:
+        slots = FileSlots.make(self._transport, f"{self._worker_id}.files")
+        slots.transfer.begin_lending()  # for as long as they are there
+        return slots
+
     async def _lend(self, reader: Connection, loan: _Loan) -> None:
         try:
             transfer = (await loan.making).transfer
@@ -93,7 +98,6 @@ class FileLending:
             self._loans.pop(reader, None)
             reader.send(LentFiles(refusal=str(error)))
             return
-        transfer.begin_lending()
         logger.info("lends its model's files: reader=%s", reader.peer_id)
         files = [
             LentFile(name=each.name, num_bytes=each.num_bytes, is_weights=each.is_weights)
@@ -123,9 +127,7 @@ class FileLending:
 
 def _close(making: asyncio.Task[FileSlots]) -> None:
     if not making.cancelled() and making.exception() is None:
-        slots = making.result()
-        slots.transfer.end_lending()
-        slots.close()
+        making.result().close()
 
 
 def _read_chunk(file: ModelFile, offset: int, into: memoryview) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,18 +38,48 @@ async def copy_model(
 ) -> MemoryFiles | None:
     """None where the disk is to be read: it is as fast, or no peer lends. ``own`` is the model on
     this machine, None where it would have to be made or downloaded, which a peer always beats."""
-    files = () if own is None else list_model_files(own)
-    if source is ModelSource.DISK or (source is ModelSource.AUTO and _is_in_memory(files)):
+    if source is ModelSource.DISK:
         return None
+    sample = None
+    if own is not None:
+        sample = await asyncio.to_thread(_sample_disk, list_model_files(own))
+        if source is ModelSource.AUTO and not sample.is_beatable:
+            return None
     for peer in peers:
         try:
             async with LentModel(peer, reader_id=reader_id, transport=transport) as lent:
-                if files and not await _is_worth_it(source, lent, files):
-                    return None
+                if sample is not None:
+                    peer_bytes_per_s = await _sample_peer(lent, sample)
+                    if source is ModelSource.AUTO and not sample.is_slower_than(peer_bytes_per_s):
+                        return None
                 return await _copy(lent, own)
         except (ConfigError, LinkError, OSError, TransferError) as error:
             logger.warning("no model from worker %s: %s", peer.worker_id, error)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _DiskSample:
+    """``pieces`` of the largest ``file``, by where they begin. ``weight_bytes`` are of all files;
+    ``is_cached`` where most of them are in the page cache."""
+
+    file: ModelFile
+    pieces: dict[int, bytes]
+    bytes_per_s: float
+    weight_bytes: int
+    is_cached: bool
+
+    @property
+    def is_beatable(self) -> bool:
+        """By the fastest peer that can be thought of."""
+        return not self.is_cached and self.is_slower_than(math.inf)
+
+    def is_slower_than(self, peer_bytes_per_s: float) -> bool:
+        return is_peer_faster(
+            self.weight_bytes,
+            disk_bytes_per_s=self.bytes_per_s,
+            peer_bytes_per_s=peer_bytes_per_s,
+        )
 
 
 async def _copy(lent: LentModel, own: Path | None) -> MemoryFiles:
@@ -71,33 +103,43 @@ async def _copy(lent: LentModel, own: Path | None) -> MemoryFiles:
     return copy
 
 
-async def _is_worth_it(source: ModelSource, lent: LentModel, files: Sequence[ModelFile]) -> bool:
-    """Reads the same pieces of the largest file from both. Raises TransferError where they are
-    not the same."""
+def _sample_disk(files: Sequence[ModelFile]) -> _DiskSample:
+    is_cached = _is_in_memory(files)  # before it is read
     file = max(files, key=lambda each: each.num_bytes)
-    numbers = [n for n, each in enumerate(lent.files) if each.name == file.name]
-    if not numbers or lent.files[numbers[0]].num_bytes != file.num_bytes:
-        raise TransferError(f"the peer's {file.name} is not like the one on this disk")
-    offsets = _sample_offsets(file.num_bytes)
-    theirs: dict[int, bytes] = {}
+    started_at = time.monotonic()
+    with file.path.open("rb", buffering=0) as opened:
+        pieces = {
+            offset: os.pread(opened.fileno(), SLOT_BYTES, offset)
+            for offset in _sample_offsets(file.num_bytes)
+        }
+    seconds = time.monotonic() - started_at
+    sampled_bytes = sum(map(len, pieces.values()))
+    return _DiskSample(file, pieces, sampled_bytes / seconds, weight_bytes(files), is_cached)
+
+
+async def _sample_peer(lent: LentModel, disk: _DiskSample) -> float:
+    """Bytes per second of the same pieces. Raises TransferError where they are not the same."""
+    name = disk.file.name
+    found = {each.name: (number, each.num_bytes) for number, each in enumerate(lent.files)}
+    number, num_bytes = found.get(name, (0, 0))
+    if num_bytes != disk.file.num_bytes:
+        raise TransferError(f"it has no {name} of the size of the one on this disk")
+    pieces: dict[int, bytes] = {}
 
     def keep(offset: int, data: memoryview) -> None:
-        theirs[offset] = bytes(data)
+        pieces[offset] = bytes(data)
 
-    await lent.read(numbers[0], offsets[:1], keep)  # it makes the connection
+    offsets = list(disk.pieces)
+    await lent.read(number, offsets[:1], keep)  # it makes the connection
     started_at = time.monotonic()
-    await lent.read(numbers[0], offsets, keep)
-    peer_s = time.monotonic() - started_at
-    ours, disk_s = await asyncio.to_thread(_read_pieces, file.path, offsets)
-    if ours != theirs:
-        raise TransferError(f"the peer's {file.name} has other weights than the one on this disk")
-    sampled_bytes = sum(map(len, ours.values()))
-    rates = {
-        "disk_bytes_per_s": sampled_bytes / disk_s,
-        "peer_bytes_per_s": sampled_bytes / peer_s,
-    }
-    logger.info("model's weights, MB/s: %s", {name: rate / 1e6 for name, rate in rates.items()})
-    return source is ModelSource.PEER or is_peer_faster(weight_bytes(files), **rates)
+    await lent.read(number, offsets, keep)
+    seconds = time.monotonic() - started_at
+    if pieces != disk.pieces:
+        raise TransferError(f"its {name} has other weights than the one on this disk")
+    bytes_per_s = sum(map(len, pieces.values())) / seconds
+    rates = (f"{rate / 1e6:.0f} MB/s" for rate in (disk.bytes_per_s, bytes_per_s))
+    logger.info("weights from this disk %s, from worker %s", *rates)
+    return bytes_per_s
 
 
 def _sample_offsets(num_bytes: int) -> list[int]:
@@ -105,13 +147,6 @@ def _sample_offsets(num_bytes: int) -> list[int]:
     num_chunks = max(1, num_bytes // SLOT_BYTES)
     step = max(1, num_chunks // (2 * NUM_SLOTS))
     return [number * SLOT_BYTES for number in range(0, num_chunks, step)]
-
-
-def _read_pieces(path: Path, offsets: Sequence[int]) -> tuple[dict[int, bytes], float]:
-    started_at = time.monotonic()
-    with path.open("rb", buffering=0) as file:
-        pieces = {offset: os.pread(file.fileno(), SLOT_BYTES, offset) for offset in offsets}
-    return pieces, time.monotonic() - started_at
 
 
 def _check_alike(own: Path, copied: Path) -> None:
