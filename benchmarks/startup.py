@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import shutil
 import sys
@@ -69,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     findings: list[Finding] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        models = two_models(resolve_model(args.model, console.print), Path(folder))
-        weights = sorted(models.other.glob("*.safetensors"))
+        models = three_models(resolve_model(args.model, console.print), Path(folder))
+        weights = sorted(models.others[0].glob("*.safetensors"))
         num_bytes = sum(file.stat().st_size for file in weights)
         drop_from_cache(weights)
         console.print(f"{num_bytes / 1e6:.0f} MB, cold: read once in {read_seconds(weights):.2f} s")
@@ -99,22 +100,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The same twice, and the ``link`` that the config names: to ``first``, which the worker that
-    lives has loaded, or to ``other``, which nobody has."""
+    """The same three times, and the ``link`` that the config names: to ``first``, which the worker
+    that lives has loaded, or to one of the ``others`` in turn, as a file that somebody has mapped
+    stays in the page cache."""
 
     link: Path
     first: Path
-    other: Path
+    others: tuple[Path, Path]
 
     def point_to(self, target: Path) -> None:
         self.link.unlink(missing_ok=True)
         self.link.symlink_to(target)
 
 
-def two_models(path: Path, folder: Path) -> Models:
-    other = folder / "other"
-    shutil.copytree(path, other)
-    return Models(link=folder / "model", first=path, other=other)
+def three_models(path: Path, folder: Path) -> Models:
+    one, two = (Path(shutil.copytree(path, folder / name)) for name in ("one", "two"))
+    return Models(link=folder / "model", first=path, others=(one, two))
 
 
 def measure_source(
@@ -123,17 +124,19 @@ def measure_source(
     config = config_of(models.link, source, args.kv_cache_bytes)
     models.point_to(models.first)
     with running(config, console):
-        models.point_to(models.other)
+        others = itertools.cycle(models.others)
         for case in (case for case in CASES if case.source == source):
             for _ in range(args.repeats):
-                files = sorted(models.other.iterdir())
+                other = next(others)
+                models.point_to(other)
+                files = sorted(other.iterdir())
                 read_seconds(files)
                 if case.is_cold and not drop_from_cache(files):
                     console.print(
                         f"{case.name}: the files stay in the page cache here", style="red"
                     )
                 times = asyncio.run(start_again(config))
-                console.print(f"{case.name}: {times}", highlight=False)
+                console.print(f"{case.name}: {times}", highlight=False, soft_wrap=True)
                 yield Finding(case=case.name, times=times)
 
 

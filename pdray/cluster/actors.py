@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -121,8 +122,9 @@ class WorkerActor:
         self, watch: StartupWatch, peers: Sequence[WorkerAddress]
     ) -> WorkerInfo | StartFailure:
         try:
-            copy = await self._copy_model(peers)
-            worker = await asyncio.to_thread(self._build, watch, copy)
+            copy = await self._import_and_copy(peers)
+            watch.imported()
+            worker = await asyncio.to_thread(self._build, copy, watch)
             info = await worker.start()
             watch.warmed_up()
         except (ConfigError, UnsupportedModelError) as error:
@@ -135,39 +137,42 @@ class WorkerActor:
         self._crash_watch = asyncio.get_running_loop().create_task(self._watch_engine(worker))
         return replace(info, startup=watch.times())
 
-    async def _copy_model(self, peers: Sequence[WorkerAddress]) -> MemoryFiles | None:
+    async def _import_and_copy(self, peers: Sequence[WorkerAddress]) -> MemoryFiles | None:
+        """Imports what takes seconds of computing, while the model is read: into the page cache, or
+        out of a peer."""
+        from pdray.engine.checkpoint import open_checkpoint
         from pdray.model_source import find_model
         from pdray.worker.model_copy import copy_model
 
         spec, config = self._spec, self._spec.config
-        self._set_progress("looking for the model")
-        return await copy_model(
+        own = await asyncio.to_thread(find_model, config.model)
+        self._set_progress("importing torch and transformers")
+        importing = asyncio.to_thread(importlib.import_module, "pdray.worker.worker")
+        imported = asyncio.get_running_loop().create_task(importing)
+        copy = await copy_model(
             config.transfer.weights,
-            await asyncio.to_thread(find_model, config.model),
+            own,
             peers,
             reader_id=f"{spec.worker_id}.files",
             transport=config.transfer.transport,
         )
+        if own is not None and copy is None:
+            open_checkpoint(own).read_ahead()
+        await imported
+        return copy
 
-    def _build(self, watch: StartupWatch, copy: MemoryFiles | None) -> Worker:
+    def _build(self, copy: MemoryFiles | None, watch: StartupWatch) -> Worker:
         from pdray.core.cluster_secret import newest_secret
-        from pdray.engine.checkpoint import open_checkpoint
         from pdray.model_source import resolve_model
+        from pdray.worker.config import WorkerConfig
+        from pdray.worker.parked_table import ParkingLimits
+        from pdray.worker.worker import build_worker
 
         spec, config = self._spec, self._spec.config
         if copy is not None:
             model_path = copy.model_path
         else:
             model_path = resolve_model(config.model, self._set_progress)
-            # The disk is read while this process imports, which takes it seconds of computing.
-            open_checkpoint(model_path).read_ahead()
-        watch.loaded()
-        self._set_progress("importing torch and transformers")
-        from pdray.worker.config import WorkerConfig
-        from pdray.worker.parked_table import ParkingLimits
-        from pdray.worker.worker import build_worker
-
-        watch.imported()
         self._set_progress(f"loading {config.model_name}")
 
         def loaded() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 
 HIDDEN_S = 5.0
-"""Of reading the disk, as the process loads its code meanwhile. What a peer sends does not come by
-itself: it is there before that begins."""
+"""Of either, as the process loads its code meanwhile. A disk works by itself then; what a peer
+sends takes the cores' time."""
 
 
 class ModelSource(enum.StrEnum):
@@ -19,4 +19,5 @@ class ModelSource(enum.StrEnum):
 
 def is_peer_faster(num_bytes: int, *, disk_bytes_per_s: float, peer_bytes_per_s: float) -> bool:
     """Of the weights; both rates as just measured."""
-    return num_bytes / peer_bytes_per_s < num_bytes / disk_bytes_per_s - HIDDEN_S
+    disk_s, peer_s = num_bytes / disk_bytes_per_s, num_bytes / peer_bytes_per_s
+    return disk_s > HIDDEN_S and peer_s < disk_s

@@ -10,9 +10,9 @@ from pdray.core.clock import Clock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartupTimes:
-    """``process_s``: from when its process was asked for until it ran, with the wait for room;
-    ``imports_s``: loading code; ``weights_s``: from finding the model to its last weight in place;
-    ``warmup_s``: KV memory, kernels and connections' ends; ``meeting_s``: meeting its peers."""
+    """``process_s``: from when its process was asked for until it ran, with the wait for room.
+    ``imports_s``: loading code, while the model is read. ``weights_s``: from there to the last
+    weight in place. ``warmup_s``: KV memory, kernels, links. ``meeting_s``: meeting its peers."""
 
     process_s: float
     imports_s: float
@@ -44,14 +44,13 @@ class StartupWatch:
         self._since = clock.now()
 
     def imported(self) -> None:
-        self._imports_s += self._lap()
+        self._imports_s = self._lap()
 
     def loaded(self) -> None:
-        """May be called more than once, as each of them may be."""
-        self._weights_s += self._lap()
+        self._weights_s = self._lap()
 
     def warmed_up(self) -> None:
-        self._warmup_s += self._lap()
+        self._warmup_s = self._lap()
 
     def times(self) -> StartupTimes:
         return StartupTimes(

@@ -60,8 +60,8 @@ async def copy_model(
 
 @dataclass(frozen=True, slots=True)
 class _DiskSample:
-    """``pieces`` of the largest ``file``, by where they begin. ``weight_bytes`` are of all files;
-    ``is_cached`` where most of them are in the page cache."""
+    """``pieces`` of the largest ``file`` of weights, by where they begin. ``weight_bytes`` are of
+    all files; ``is_cached`` where most of them are in the page cache."""
 
     file: ModelFile
     pieces: dict[int, bytes]
@@ -105,7 +105,7 @@ async def _copy(lent: LentModel, own: Path | None) -> MemoryFiles:
 
 def _sample_disk(files: Sequence[ModelFile]) -> _DiskSample:
     is_cached = _is_in_memory(files)  # before it is read
-    file = max(files, key=lambda each: each.num_bytes)
+    file = max((each for each in files if each.is_weights), key=lambda each: each.num_bytes)
     started_at = time.monotonic()
     with file.path.open("rb", buffering=0) as opened:
         pieces = {

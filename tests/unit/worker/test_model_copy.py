@@ -122,11 +122,14 @@ async def test_what_the_page_cache_has_is_read_from_the_disk(model: Path) -> Non
     assert await copy(ModelSource.AUTO, model, nobody) is None
 
 
-def test_a_peer_has_to_be_faster_by_what_the_imports_hide_of_the_disk() -> None:
-    gigabyte_s = {"peer_bytes_per_s": 1e9}
-    assert not is_peer_faster(10**9, disk_bytes_per_s=1e9 / HIDDEN_S, **gigabyte_s)
-    assert is_peer_faster(10**9, disk_bytes_per_s=1e9 / (HIDDEN_S + 2), **gigabyte_s)
-    assert not is_peer_faster(10**12, disk_bytes_per_s=1e9, **gigabyte_s)
+def test_a_peer_is_of_use_where_it_is_faster_and_the_imports_do_not_hide_the_disk() -> None:
+    def is_faster(disk_s: float, peer_s: float) -> bool:
+        return is_peer_faster(10**9, disk_bytes_per_s=1e9 / disk_s, peer_bytes_per_s=1e9 / peer_s)
+
+    assert not is_faster(disk_s=HIDDEN_S, peer_s=1.0)
+    assert is_faster(disk_s=HIDDEN_S + 1, peer_s=1.0)
+    assert is_faster(disk_s=100.0, peer_s=99.0)
+    assert not is_faster(disk_s=100.0, peer_s=101.0)
 
 
 def logits_of(loaded: LoadedModel) -> torch.Tensor:
