@@ -147,20 +147,18 @@ class Engine:
 
     @classmethod
     def of(cls, loaded: LoadedModel, ranks: Ranks | None, config: EngineConfig) -> Engine:
-        """As is best on its device. The ``ranks`` are its own, also where this raises: ConfigError
-        for limits that cannot be, and RankLostError."""
-        if ranks is None:
-            return cls(
-                loaded,
-                config,
-                recorder=recorder_for(config.device),
-                runs_ahead=gains_by_running_ahead(config.device),
-            )
+        """As is best on its device, and warmed up. The ``ranks`` are its own, also where this
+        raises: ConfigError for limits that cannot be, and RankLostError."""
+        recorder = None if ranks else recorder_for(config.device)
+        runs_ahead = ranks is None and gains_by_running_ahead(config.device)
         try:
-            return cls(loaded, config, ranks)
+            engine = cls(loaded, config, ranks, recorder, runs_ahead)
+            engine._launcher.warm_up(engine.storage.scratch_block_id)
         except BaseException:
-            ranks.close()
+            if ranks is not None:
+                ranks.close()
             raise
+        return engine
 
     def use_tiers(self, next_tier: NextTier, on_turn_end: TurnEnd) -> None:
         """Evicted blocks go to ``next_tier``; ``on_turn_end`` is called with the lock held."""
