@@ -74,13 +74,11 @@ class WorkerSlot:
         self.pending_since: float | None = None
         self.num_failed_starts = 0
         self.started: tuple[float, float] | None = None
-        """When the last worker that was made here joined, and how long that had taken."""
+        """When the last worker here joined, and how long its start had taken."""
         self._config = config
         self._events = events
         self._clock = clock
         self._may_make = may_make
-        self._asked_at = clock.now()
-        self._asked_id: WorkerId | None = None
         self._silence = Silence(clock.now())
         self._groups = GroupChoice(node_groups)
         self._info: WorkerInfo | None = None
@@ -165,7 +163,6 @@ class WorkerSlot:
 
     async def _keep_alive(self) -> None:
         while self.is_wanted:
-            self._asked_at = self._clock.now()
             try:
                 failure = await self._live_once()
             except RayError as error:
@@ -237,10 +234,9 @@ class WorkerSlot:
         # Wall time, as no counter outlives the controller: each life must have its own id.
         incarnation = f"{time.time_ns() // 1_000_000:x}"
         application = self._config.serve.application
-        self._asked_id = WorkerId(f"{application}-{self.pool}-{self.index}-{incarnation}")
         spec = WorkerSpec(
             config=self._config,
-            worker_id=self._asked_id,
+            worker_id=WorkerId(f"{application}-{self.pool}-{self.index}-{incarnation}"),
             pool=self.pool,
             index=self.index,
             node_group=group,
@@ -290,9 +286,8 @@ class WorkerSlot:
         self._info = info
         self._state = WorkerState.READY
         self._last_failure = None
-        if info.worker_id == self._asked_id:  # not one that lived before
-            now = self._clock.now()
-            self.started = (now, now - self._asked_at)
+        if info.startup is not None:
+            self.started = (self._clock.now(), info.startup.total_s)
         self._events.worker_joined(info)
 
     def _leave(self) -> None:
