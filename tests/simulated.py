@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pdray.control.controller import ControlConfig
@@ -11,6 +11,7 @@ from pdray.core.slo import Slo
 from pdray.core.snapshot import KVSpan, Role
 from pdray.core.step_time import StepTime
 from pdray.simulation.profile import LinkProfile, Profile, WorkerProfile
+from pdray.simulation.scaler import ScalingView
 from pdray.simulation.scenario import GroupPlan, PoolPlan, Scenario
 from pdray.workload.request import WorkloadRequest
 
@@ -89,3 +90,15 @@ def request_of(
         output_tokens=output_tokens,
         prefix_ids=tuple(prefix_ids),
     )
+
+
+class Plan:
+    """A scaler that wants numbers by the time; it remembers what it saw."""
+
+    def __init__(self, wanted: Mapping[float, Mapping[str, int]]) -> None:
+        self._wanted = wanted
+        self.views: list[tuple[float, ScalingView]] = []
+
+    def look(self, view: ScalingView, now: float) -> Mapping[str, int]:
+        self.views.append((now, view))
+        return self._wanted[max(at for at in self._wanted if at <= now)]

@@ -48,8 +48,9 @@ PARTS: dict[str, set[str]] = {
     # Of serve what needs no Ray: see the test of what it loads.
     "doctor": {"core", "config", "demo_model", "engine", "kvcache", "model_source", "serve"}
     | {"transfer"},
+    "profiling": {"core", "config", "doctor", "engine", "simulation", "transfer", "worker"},
     "cli": {"core", "config", "event_log", "model_source", "cluster", "doctor", "frontend"}
-    | {"policy", "serve"},
+    | {"policy", "profiling", "serve", "simulation"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -78,6 +79,7 @@ PLACES: dict[str, set[str]] = {
         "doctor/visible_gpus.py",
         "doctor/read_probe.py",
         "kv_memory.py",
+        "profiling/link_probe.py",
         "kvcache/block_copy.py",
         "kvcache/block_kernels.py",
         "kvcache/staging.py",
@@ -235,6 +237,7 @@ LOADS: list[tuple[str, set[str]]] = [
     ("engine", {"ray", "fastapi", "nixl"}),
     ("transfer", {"ray", "fastapi"}),
     ("worker", {"ray", "fastapi"}),
+    ("profiling", {"ray", "fastapi"}),
 ]
 """Each Ray-free package and what importing all of it must not load. One process imports them in
 this order, so what one may load, those after it may too."""

@@ -178,9 +178,11 @@ class DecodeBatch:
 
     def steps_for(self, num_blocks: int, max_steps: int) -> int:
         """As many of ``max_steps`` as the blocks suffice for."""
-        if self.blocks_for(max_steps) <= num_blocks:
-            return max_steps
         size, num_growing = self._needs.block_size, self._needs.num_growing
+        # Where there are plenty, which is mostly, they need not be counted.
+        most = (max_steps // size + 1) * len(self._members) * num_growing
+        if most <= num_blocks or self.blocks_for(max_steps) <= num_blocks:
+            return max_steps
         steps = num_blocks // (len(self._growing) * num_growing) * size
         num_blocks -= self.blocks_for(steps)
         while True:

@@ -193,6 +193,8 @@ class SimulatedWorker:
 
     def look(self) -> None:
         """Starts the prompts that are about to run, in order of arrival."""
+        if not self._submitted:
+            return
         num_ahead = sum(seq.num_uncomputed for seq in itertools.chain(self._prompts, self._ready))
         has_started = False
         index = 0
