@@ -195,7 +195,8 @@ class SimulatedWorker:
         """Starts the prompts that are about to run, in order of arrival."""
         if not self._submitted:
             return
-        num_ahead = sum(seq.num_uncomputed for seq in itertools.chain(self._prompts, self._ready))
+        started = itertools.chain(self._prompts, self._ready, self._preempted)
+        num_ahead = sum(seq.num_uncomputed for seq in started)
         has_started = False
         index = 0
         while index < len(self._submitted) and num_ahead < 2 * self.info.max_tokens_per_step:
@@ -236,7 +237,9 @@ class SimulatedWorker:
     @property
     def _may_take(self) -> bool:
         """Nobody who was preempted waits for blocks: newcomers must not starve them."""
-        return not self._preempted or self._can_start_again(self._preempted[0])
+        if not self._preempted:
+            return True
+        return self._can_start_again(self._preempted[0], self._blocks_under_way())
 
     def _take(self, seq: SimulatedSequence, num_tokens: int, leading: list[int]) -> bool:
         """Blocks for so many tokens of a sequence, of which the ``leading`` pieces are here."""
@@ -352,11 +355,11 @@ class SimulatedWorker:
         self._preempted.appendleft(victim)
         self.num_preemptions += 1
 
-    def _can_start_again(self, seq: SimulatedSequence) -> bool:
+    def _can_start_again(self, seq: SimulatedSequence, num_promised: int) -> bool:
         num_new = self.needs.growing(seq.end_tokens)
         num_new += self.needs.windowed(seq.request.num_final_tokens)
-        spare = self.num_running * len(self.info.kv_spans) + self._blocks_under_way()
-        return num_new + spare <= self.blocks.num_available
+        num_spare = self.num_running * len(self.info.kv_spans)
+        return num_new + num_spare + num_promised <= self.blocks.num_available
 
     def _chunks(self, work: StepWork) -> Iterator[Chunk]:
         """Beside decodes that are ``work``."""
@@ -376,7 +379,7 @@ class SimulatedWorker:
 
     def _start_again(self) -> SimulatedSequence | None:
         seq = self._preempted[0]
-        if not self._has_seat(seq) or not self._can_start_again(seq):
+        if not self._has_seat(seq) or not self._can_start_again(seq, self.batch.blocks_for(1)):
             return None
         leading = self.blocks.leading(seq.request.piece_ids)
         if not self._take(seq, seq.end_tokens, leading):

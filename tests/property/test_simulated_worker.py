@@ -87,9 +87,6 @@ class Reference:
             plan = self._scheduler.schedule()
             num_preemptions += plan.num_preemptions
             assert plan.chunks, "nothing runs"
-            # One token that is left of a prompt counts as a decode there.
-            for chunk in plan.chunks[: plan.num_decodes]:
-                assume(chunk.sequence.output_token_ids)
             ends_at = now + STEP_TIME.step_s(plan.work)
             while num_arrived < len(coming) and coming[num_arrived].at < ends_at:
                 self._submit(sequences[num_arrived])
@@ -98,6 +95,8 @@ class Reference:
             for chunk in plan.chunks:
                 self._scheduler.advance(chunk)
                 seq = chunk.sequence
+                # There, the last token of a prompt counts as a decode where it is left over.
+                assume(seq.num_uncomputed_tokens != 1)
                 if seq.num_uncomputed_tokens:
                     continue
                 seq.output_token_ids.append(0)
