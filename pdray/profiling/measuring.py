@@ -52,7 +52,7 @@ def measure_profile(
     return Profile(
         model=config.model_name,
         measured_on=f"{platform.node()}, {platform.processor() or platform.machine()}",
-        workers=tuple(map(_worker_profile, found)),
+        workers=tuple(_worker_profile(config, each) for each in found),
         links=tuple(_measure_links(config, found, say)),
     )
 
@@ -116,24 +116,25 @@ def _may_read(source: PoolHere, target: PoolHere) -> bool:
     return Role.PREFILL in Role.parse(source.role) and Role.DECODE in Role.parse(target.role)
 
 
-def _worker_profile(measured: _Measured) -> WorkerProfile:
+def _worker_profile(config: PdrayConfig, measured: _Measured) -> WorkerProfile:
     """A worker without a GPU counts as one."""
-    pool, config, facts = measured.pool, measured.config, measured.facts
+    pool, engine, facts = measured.pool, measured.config, measured.facts
     return WorkerProfile(
         pool=pool.name,
         node_group=pool.node_group,
         step_time=facts.steps.step_time,
         high_ratio=facts.steps.high_ratio,
-        block_size=config.block_size,
+        block_size=engine.block_size,
         num_blocks=facts.num_blocks,
-        max_batch_size=config.max_batch_size,
-        max_tokens_per_step=config.max_tokens_per_step,
-        max_model_len=config.max_model_len,
+        max_batch_size=engine.max_batch_size,
+        max_tokens_per_step=engine.max_tokens_per_step,
+        max_model_len=engine.max_model_len,
         max_sequence_tokens=facts.max_sequence_tokens,
         kv_spans=facts.kv_spans,
-        dtype=config.dtype,
+        dtype=engine.dtype,
         layout_digest=facts.layout_digest,
         model_digest=facts.model_digest,
         startup_s=measured.startup_s,
         gpus=pool.num_gpus or 1.0,
+        cost_per_hour=config.node_groups[pool.node_group].cost_per_hour or 0.0,
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
+from pdray.core.scaling import PlaceCounts, PoolTarget
 from pdray.core.snapshot import WorkerInfo, WorkerState
 
 from .profile import Profile, WorkerProfile
@@ -93,6 +94,8 @@ class SimulatedPools:
         self._events = events
         self._living: dict[str, list[Place]] = {name: [] for name in self.plans}
         self._wanted = dict.fromkeys(self.plans, 0)
+        self._leave_first: dict[str, tuple[WorkerId, ...]] = dict.fromkeys(self.plans, ())
+        self._startup_s: dict[str, float | None] = dict.fromkeys(self.plans)
         self._num_made = 0
         self._used: dict[tuple[str, str], float] = dict.fromkeys(self._profiles, 0.0)
         self.sizes: list[PoolSize] = []
@@ -108,8 +111,8 @@ class SimulatedPools:
 
     def set_desired(self, pool: str, num_workers: int, now: float) -> None:
         """Starts or drains as many workers as it takes; of those that start, the youngest go first,
-        then of the ready ones those with the fewest requests. What no node group has room for is
-        started when it has."""
+        then of the ready ones those that the last target names first, then those with the fewest
+        requests. What no node group has room for is started when it has."""
         assert now == self._timeline.now, f"{now} is not the time, {self._timeline.now}"
         assert num_workers >= 0, f"{pool}: {num_workers} workers"
         if self._wanted[pool] != num_workers:
@@ -118,6 +121,15 @@ class SimulatedPools:
         self._fill(pool)
         for _ in range(self._num_serving(pool) - num_workers):
             self._end_one(pool)
+
+    def set_target(self, target: PoolTarget, now: float) -> None:
+        """As a control plane wants it."""
+        plan = self.plans[target.pool]
+        order = {name: place for place, name in enumerate(target.node_groups)}
+        groups = sorted(plan.groups, key=lambda each: order.get(each.node_group, len(order)))
+        self.plans[target.pool] = replace(plan, groups=tuple(groups))
+        self._leave_first[target.pool] = target.leave_first
+        self.set_desired(target.pool, target.num_places, now)
 
     def look(self, worker: SimulatedWorker) -> None:
         """A draining worker that has nothing left to do goes."""
@@ -131,6 +143,15 @@ class SimulatedPools:
 
     def num_in(self, pool: str, state: WorkerState) -> int:
         return sum(place.state is state for place in self._living[pool])
+
+    def counts(self, pool: str) -> PlaceCounts:
+        """What a control plane is told of besides the workers that have joined."""
+        return PlaceCounts(
+            num_starting=self.num_in(pool, WorkerState.STARTING),
+            num_draining=self.num_in(pool, WorkerState.DRAINING),
+            num_failures=0,
+            startup_s=self._startup_s[pool],
+        )
 
     def ready(self, pool: str) -> list[SimulatedWorker]:
         return [
@@ -185,9 +206,7 @@ class SimulatedPools:
                 return
             place = self._new_place(plan, group)
             startup_s = self._rng.choice(place.profile.startup_s)
-            place.ready = self._timeline.after(
-                startup_s, functools.partial(self._become_ready, place)
-            )
+            place.ready = self._timeline.after(startup_s, functools.partial(self._started, place))
             self._note(pool)
 
     def _group_with_room(self, plan: PoolPlan) -> GroupPlan | None:
@@ -206,6 +225,10 @@ class SimulatedPools:
         self._living[plan.name].append(place)
         return place
 
+    def _started(self, place: Place) -> None:
+        self._startup_s[place.info.pool] = self._timeline.now - place.started_at
+        self._become_ready(place)
+
     def _become_ready(self, place: Place) -> None:
         place.state, place.ready = WorkerState.READY, None
         place.worker = self._make_worker(place.info, place.profile)
@@ -222,13 +245,19 @@ class SimulatedPools:
             self._end(place, WorkerState.STOPPED)
             return
         ready = [place for place in places if place.state is WorkerState.READY]
-        place = min(reversed(ready), key=_num_requests)
+        place = min(reversed(ready), key=self._leaving_order)
         assert place.worker is not None, "it is ready"
         place.state = WorkerState.DRAINING
         place.worker.is_draining = True
         self._note(pool)
         self._events.draining(place.worker)
         self.look(place.worker)
+
+    def _leaving_order(self, place: Place) -> tuple[int, int]:
+        assert place.worker is not None, "it is ready"
+        first, worker_id = self._leave_first[place.info.pool], place.info.worker_id
+        order = first.index(worker_id) if worker_id in first else len(first)
+        return order, place.worker.num_requests
 
     def _end(self, place: Place, state: WorkerState) -> None:
         place.state = state
@@ -247,11 +276,6 @@ class SimulatedPools:
             num_draining=self.num_in(pool, WorkerState.DRAINING),
         )
         self.sizes.append(size)
-
-
-def _num_requests(place: Place) -> int:
-    assert place.worker is not None, "it is ready"
-    return place.worker.num_requests
 
 
 def info_of(worker_id: WorkerId, plan: PoolPlan, profile: WorkerProfile) -> WorkerInfo:

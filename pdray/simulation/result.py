@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pdray.core.scaling import TimedDecision
 from pdray.core.slo import Slo
 from pdray.metrics.latency import Distribution
 
@@ -15,7 +16,8 @@ from .sequence import Outcome
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationResult:
     """``outcomes`` in the order in which they came to be; ``itl_s`` of all gaps between tokens;
-    ``sizes`` whenever a pool's size changed; ``usage`` until ``ended_at``."""
+    ``sizes`` whenever a pool's size changed; ``usage`` until ``ended_at``. ``decisions`` of the control plane's scaling policies, those that
+    changed something."""
 
     slo: Slo
     outcomes: tuple[Outcome, ...]
@@ -25,6 +27,7 @@ class SimulationResult:
     ended_at: float
     num_placed_by_how: Mapping[str, int]
     num_preemptions: int
+    decisions: tuple[TimedDecision, ...]
 
     @property
     def num_complete(self) -> int:

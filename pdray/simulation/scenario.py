@@ -36,8 +36,10 @@ class PoolPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """``requests`` come in order of arrival. Their asks name ``max_tokens``, or as many as they
-    make where that is None or fewer. Without a ``scaler`` the pools stay as they begin. Workers
-    tell of themselves every ``snapshot_s``. The simulation ends when all requests have ended, but
+    make where that is None or fewer. The pools' numbers are the ``scaler``'s, or else those of
+    the policies in ``control.scaling``; without either they stay as they begin. ``unix_time`` is
+    the begin in seconds since 1970, for policies with a schedule. Workers tell of themselves every
+    ``snapshot_s``: the shipped ones do four times a second. The simulation ends when all requests have ended, but
     not before ``duration_s``, and at most ``patience_s`` after the last arrival."""
 
     profile: Profile
@@ -53,4 +55,5 @@ class Scenario:
     snapshot_s: float = 0.25
     tick_s: float = 0.25
     duration_s: float = 0.0
+    unix_time: float = 0.0
     patience_s: float = 3600.0

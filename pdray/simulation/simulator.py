@@ -19,6 +19,7 @@ from pdray.core.snapshot import Role, WorkerInfo
 from pdray.policy.placement import PLACEMENT
 from pdray.workload.request import WorkloadRequest
 
+from .control_scaler import LOOK_S, ControlScaler
 from .gaps import GapCounts
 from .kv_blocks import PIECE_TOKENS
 from .pools import SimulatedPools
@@ -68,6 +69,7 @@ class Simulator:
             self._make_worker,
             self,
         )
+        self._control_scaler = ControlScaler(self.control, self.pools, scenario.unix_time)
         self.workers: dict[WorkerId, SimulatedWorker] = {}
         self._scenario = scenario
         self._profiles: dict[WorkerId, WorkerProfile] = {}
@@ -108,6 +110,7 @@ class Simulator:
             ended_at=self.timeline.now,
             num_placed_by_how=self.control.num_placed_by_how,
             num_preemptions=self._num_preemptions + preemptions,
+            decisions=tuple(self._control_scaler.decisions),
         )
 
     @property
@@ -309,11 +312,14 @@ class Simulator:
 
     def _scale(self) -> None:
         scaler, now = self._scenario.scaler, self.timeline.now
-        if scaler is None:
-            return
-        for pool, num_workers in scaler.look(self._view(), now).items():
-            self.pools.set_desired(pool, num_workers, now)
-        self.timeline.after(self._scenario.scaler_every_s, self._scale)
+        if scaler is not None:
+            for pool, num_workers in scaler.look(self._view(), now).items():
+                self.pools.set_desired(pool, num_workers, now)
+            self.timeline.after(self._scenario.scaler_every_s, self._scale)
+        elif self._scenario.control.scaling is not None:
+            self._control_scaler.look(now)
+            self._deliver()
+            self.timeline.after(LOOK_S, self._scale)
 
     def _view(self) -> ScalingView:
         return ScalingView(
