@@ -16,8 +16,8 @@ from .sequence import Outcome
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationResult:
     """``outcomes`` in the order in which they came to be; ``itl_s`` of all gaps between tokens;
-    ``sizes`` whenever a pool's size changed; ``usage`` until ``ended_at``. ``decisions`` of the control plane's scaling policies, those that
-    changed something."""
+    ``sizes`` whenever a pool's size changed; ``usage`` until ``ended_at``. ``decisions``
+    are those of the control plane's scaling policies that changed something."""
 
     slo: Slo
     outcomes: tuple[Outcome, ...]

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 
 from pdray.control.controller import ControlPlane
 from pdray.control.journal import Journal
-from pdray.core.errors import ConfigError
-from pdray.core.mode import Mode
 from pdray.core.placement import KeptPrefix, Placement, PlacementAsk, Queued, Refusal
 from pdray.core.request import WorkerId
-from pdray.core.snapshot import Role, WorkerInfo
+from pdray.core.snapshot import WorkerInfo
 from pdray.policy.placement import PLACEMENT
 from pdray.workload.request import WorkloadRequest
 
@@ -28,7 +26,7 @@ from .profile import WorkerProfile
 from .reporting import snapshot_of
 from .result import SimulationResult
 from .scaler import ScalingView
-from .scenario import Scenario
+from .scenario import Scenario, check
 from .sequence import Outcome, SimulatedRequest, SimulatedSequence
 from .timeline import Timeline
 from .transfers import Handoff, Transfers
@@ -55,7 +53,7 @@ class _News:
 
 class Simulator:
     def __init__(self, scenario: Scenario, journal: Journal | None = None) -> None:
-        _check(scenario)
+        check(scenario)
         rng = random.Random(scenario.seed)
         policy = PLACEMENT.get(scenario.placement)(scenario.slo, random.Random(rng.random()))
         self.control = ControlPlane(scenario.control, policy)
@@ -360,32 +358,3 @@ def _kept(requests: Iterable[SimulatedRequest]) -> Iterator[KeptPrefix]:
                 num_tokens=len(names) * NAMED_TOKENS,
                 worker_id=request.decoded_on,
             )
-
-
-def _check(scenario: Scenario) -> None:
-    """Raises ConfigError."""
-    mode = scenario.control.mode
-    if mode is Mode.SERVICE:
-        raise ConfigError("mode = 'service' is not simulated; accepted: soft, pooled, auto")
-    if scenario.placement not in PLACEMENT.names():
-        known = ", ".join(PLACEMENT.names())
-        raise ConfigError(f"placement = {scenario.placement!r}; accepted: {known}")
-    for name in ("snapshot_s", "tick_s", "scaler_every_s"):
-        value = getattr(scenario, name)
-        if not value > 0:
-            raise ConfigError(f"{name} = {value}; accepted: above 0")
-    for phase in Role.MIXED:
-        if not any(phase in plan.role for plan in scenario.pools):
-            raise ConfigError(f"no pool has the role {str(phase.name).lower()}, or mixed")
-    if mode is not Mode.SOFT:
-        for source, target in _read_pairs(scenario):
-            scenario.profile.link(source, target)
-
-
-def _read_pairs(scenario: Scenario) -> Iterator[tuple[str, str]]:
-    """Node groups whose workers may read of each other's: source and target."""
-    for source in scenario.pools:
-        for target in scenario.pools:
-            if Role.PREFILL in source.role and Role.DECODE in target.role:
-                for one in source.groups:
-                    yield from ((one.node_group, other.node_group) for other in target.groups)

@@ -11,10 +11,8 @@ import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from pdray.core.handoff import RESERVED_MARGIN_TOKENS
-from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
 from pdray.core.step_time import StepTime, StepWork
 from pdray.engine.step_budget import StepBudget
@@ -24,26 +22,12 @@ from .gaps import GapCounts
 from .kv_blocks import PIECE_TOKENS, BlockNeeds, KVBlocks
 from .profile import WorkerProfile
 from .sequence import SimulatedRequest, SimulatedSequence
-from .timeline import Timeline, Timer
+from .timeline import Timeline
+from .under_way import Chunk, UnderWay
+from .worker_events import WorkerEvents
 
 PATIENCE = 10
 """As worker/prefilling.py has it: refusals after which nobody passes a prompt any more."""
-
-
-class WorkerEvents(Protocol):
-    """What a worker tells whoever drives the simulation, in the middle of its calls."""
-
-    def reserve(self, worker_id: WorkerId, seq: SimulatedSequence) -> bool:
-        """A prompt is about to run: whether one of those that may decode it has room."""
-
-    def chunk_done(self, worker_id: WorkerId, seq: SimulatedSequence) -> None:
-        """Of a lent one; with the last chunk it has its first token."""
-
-    def finished(self, worker_id: WorkerId, seq: SimulatedSequence) -> None:
-        """It has its last token, and its blocks and its seat are free."""
-
-    def has_room(self, worker_id: WorkerId) -> None:
-        """Blocks or a seat have come free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +39,6 @@ class KnownTimes:
 
     def knows(self, *, prompts: bool) -> bool:
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    seq: SimulatedSequence
-    num_tokens: int
-
-
-@dataclass(slots=True)
-class _Running:
-    """The step or the stretch under way: the chunks of one step, or many steps of decodes alone.
-    ``num_steps`` of the stretch will have been made when the timer is due."""
-
-    began_at: float
-    stretch: Stretch
-    num_steps: int
-    chunks: tuple[Chunk, ...]
-    timer: Timer
 
 
 class SimulatedWorker:
@@ -113,7 +79,7 @@ class SimulatedWorker:
         self._ready: deque[SimulatedSequence] = deque()  # with blocks, without a seat
         self._prompts: list[SimulatedSequence] = []  # in the batch, oldest first
         self._preempted: deque[SimulatedSequence] = deque()
-        self._running: _Running | None = None
+        self._under_way: UnderWay | None = None
 
     # What others read
 
@@ -184,7 +150,7 @@ class SimulatedWorker:
     def kick(self) -> None:
         """Blocks or a seat may have come free, here or where its prompts are to be decoded."""
         self.look()
-        if self._running is None:
+        if self._under_way is None:
             self._begin()
 
     def withdraw(self, seq: SimulatedSequence) -> None:
@@ -239,7 +205,7 @@ class SimulatedWorker:
         """Nobody who was preempted waits for blocks: newcomers must not starve them."""
         if not self._preempted:
             return True
-        return self._can_start_again(self._preempted[0], self._blocks_under_way())
+        return self._can_start_again(self._preempted[0], self._promised_blocks())
 
     def _take(self, seq: SimulatedSequence, num_tokens: int, leading: list[int]) -> bool:
         """Blocks for so many tokens of a sequence, of which the ``leading`` pieces are here."""
@@ -249,9 +215,7 @@ class SimulatedWorker:
         num_found = len(shared) * PIECE_TOKENS
         num_new = self.needs.growing(num_tokens) - self.needs.growing(num_found)
         num_new += self.needs.windowed(seq.request.num_final_tokens)
-        # What the steps that have begun will take.
-        num_spare = self._blocks_under_way()
-        if not self.blocks.take(seq.holding, num_new, shared, num_spare=num_spare):
+        if not self.blocks.take(seq.holding, num_new, shared, num_spare=self._promised_blocks()):
             return False
         size = self.info.block_size
         seq.capacity_tokens = -(-num_tokens // size) * size
@@ -259,11 +223,10 @@ class SimulatedWorker:
         self._shorten_to_blocks()
         return True
 
-    def _blocks_under_way(self) -> int:
-        running = self._running
-        if running is None or running.chunks:
-            return 0
-        return self.batch.blocks_for(running.stretch.steps_begun(self._elapsed_s(running)))
+    def _promised_blocks(self) -> int:
+        """What the steps that have begun will take."""
+        steps = self._under_way
+        return 0 if steps is None or steps.chunks else self.batch.blocks_for(steps.num_begun)
 
     def _release(self, seq: SimulatedSequence) -> None:
         self.blocks.release(seq.holding)
@@ -284,44 +247,27 @@ class SimulatedWorker:
 
     def _wake(self) -> None:
         """Something has come for the next step: a stretch ends with the step under way."""
-        if self._running is None:
+        if self._under_way is None:
             self._begin()
-        elif not self._running.chunks:
-            begun = self._running.stretch.steps_begun(self._elapsed_s(self._running))
-            self._shorten(min(begun, self._running.num_steps))
-
-    def _elapsed_s(self, running: _Running) -> float:
-        return self._timeline.now - running.began_at
-
-    def _shorten(self, num_steps: int) -> None:
-        running = self._running
-        if running is None or num_steps >= running.num_steps:
-            return
-        running.num_steps = num_steps
-        running.timer.cancel()
-        ends_at = running.began_at + running.stretch.seconds(num_steps)
-        running.timer = self._timeline.at(max(ends_at, self._timeline.now), self._end)
+        else:
+            self._under_way.shorten(self._under_way.num_begun)
 
     def _shorten_to_blocks(self) -> None:
-        running = self._running
-        if running is not None and not running.chunks:
-            self._shorten(self.batch.steps_for(self.blocks.num_available, running.num_steps))
+        steps = self._under_way
+        if steps is not None and not steps.chunks:
+            steps.shorten(self.batch.steps_for(self.blocks.num_available, steps.num_steps))
 
     def _begin(self) -> None:
-        assert self._running is None, "a step is under way"
+        assert self._under_way is None, "a step is under way"
         while self._ready and self._has_seat(self._ready[0]):
             self._seat(self._ready.popleft())
         stretch = self._room_for_decodes()
         chunks = tuple(self._chunks(self.batch.work))
-        now = self._timeline.now
         if chunks:
-            step = Stretch(1, self._step_s(chunks), 0.0)
             self.blocks.take_unowned(self.batch.blocks_for(1))
-            timer = self._timeline.after(step.first_s, self._end)
-            self._running = _Running(now, step, 1, chunks, timer)
-        elif stretch is not None:
-            timer = self._timeline.after(stretch.seconds(stretch.num_steps), self._end)
-            self._running = _Running(now, stretch, stretch.num_steps, (), timer)
+            stretch = Stretch(1, self._step_s(chunks), 0.0)
+        if stretch is not None:
+            self._under_way = UnderWay(self._timeline, stretch, chunks, self._end)
 
     def _seat(self, seq: SimulatedSequence) -> None:
         if seq.num_uncomputed:
@@ -395,18 +341,18 @@ class SimulatedWorker:
         return self._step_time.step_s(work)
 
     def _end(self) -> None:
-        running, now = self._running, self._timeline.now
-        assert running is not None, "no step is under way"
-        self._running = None
-        if not running.chunks:
-            self.blocks.take_unowned(self.batch.blocks_for(running.num_steps))
-        ended = self.batch.advance(running.stretch, running.num_steps, now)
+        steps, now = self._under_way, self._timeline.now
+        assert steps is not None, "no step is under way"
+        self._under_way = None
+        if not steps.chunks:
+            self.blocks.take_unowned(self.batch.blocks_for(steps.num_steps))
+        ended = self.batch.advance(steps.stretch, steps.num_steps, now)
         for seq in ended:
             self._finish(seq)
-        for chunk in running.chunks:
+        for chunk in steps.chunks:
             self._advance(chunk)
         self.look()
-        if self._running is None:
+        if self._under_way is None:
             self._begin()
 
     def _advance(self, chunk: Chunk) -> None:
