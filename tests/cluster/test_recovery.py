@@ -34,7 +34,9 @@ def app(local_ray: None, tiny_model_path: Path) -> Iterator[PdrayConfig]:
     """A running application that the tests which get it leave running. Its workers outlive a
     controller for as long as it may hang."""
     controller = {"placement": "least_loaded", "worker_lease_s": 60.0, "unused_exit_s": 30.0}
-    config = config_of(tiny_model_path, "recovery", controller=controller)
+    config = config_of(
+        tiny_model_path, "recovery", controller=controller, transfer={"weights": "peer"}
+    )
     up(config)
     with in_use(config):
         yield config
@@ -66,7 +68,9 @@ async def test_requests_asked_while_there_is_no_controller_are_placed_by_the_nex
         assert answers == [expected] * 8
 
 
-async def test_a_dead_worker_is_followed_by_another(app: PdrayConfig) -> None:
+async def test_a_dead_worker_is_followed_by_another_with_the_model_of_one_that_lives(
+    app: PdrayConfig,
+) -> None:
     async with ClusterFrontend(app) as frontend:
         expected = await frontend.generate("before")
         before = {w.pool: w.worker_id for w in (await frontend.client.status()).workers}
@@ -78,6 +82,12 @@ async def test_a_dead_worker_is_followed_by_another(app: PdrayConfig) -> None:
         assert after["prefill"] == before["prefill"]
         assert after["decode"] not in (before["decode"], None)
         assert await waiting == expected
+        name = worker_name("recovery", app.generation, "decode", 0)
+        mapped = [each.path for each in processes_of("recovery")[name].memory_maps()]
+        assert any(path.startswith("/memfd:model.safetensors") for path in mapped)
+        for worker in status.workers:
+            assert worker.startup is not None
+            assert all(seconds > 0 for part, seconds in worker.startup.parts() if part != "meeting")
 
 
 async def test_a_killed_decode_workers_stream_goes_on_with_the_next_one(app: PdrayConfig) -> None:
