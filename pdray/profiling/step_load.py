@@ -15,7 +15,7 @@ from pdray.engine.engine import Engine
 from pdray.engine.outputs import StepOutput
 from pdray.engine.sequence import Sequence
 
-MIN_STEPS = 200
+MIN_STEPS = 60
 _STEPS_PER_SIZE = 25
 """Before the batch is to have another size."""
 _MIN_PROMPT_TOKENS = 16
