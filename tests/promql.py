@@ -13,8 +13,6 @@ import yaml
 
 DEPLOY = Path(__file__).parents[1] / "configs" / "deploy"
 RATES = {"rate", "irate", "increase"}
-COMING = {"pdray_desired_workers": {"pool"}}
-"""Metrics, with their labels, that are exported once a pool scales itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

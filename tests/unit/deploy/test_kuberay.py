@@ -92,7 +92,8 @@ def test_the_autoscaler_can_make_a_node_for_every_worker(manifest: dict[str, Any
             for each in types.values()
             for resource in resources
         ]
-        assert sum(rooms) >= pool.replicas
+        scaling = pool.autoscaling
+        assert sum(rooms) >= (pool.replicas if scaling is None else scaling.max_replicas)
 
 
 @each_kind

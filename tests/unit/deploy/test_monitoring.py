@@ -14,7 +14,7 @@ from pdray.cluster.telemetry import controller_text, slo_text
 from pdray.config import SloConfig
 from pdray.core.snapshot import TierSnapshot, WorkerState
 from pdray.metrics.prometheus import FrontendMetrics, WorkerMetrics
-from tests.promql import COMING, DEPLOY, Asked, alerts, asked, panels, queries
+from tests.promql import DEPLOY, Asked, alerts, asked, panels, queries
 from tests.unit.cluster.test_status import READY, status_of
 
 NO_TIER = TierSnapshot(
@@ -38,7 +38,7 @@ def exported() -> dict[str, set[str]]:
         is_hidden=False,
     )
     texts = [controller_text(status_of(READY)), slo_text(SloConfig())]
-    return COMING | {
+    return {
         sample.name: set(sample.labels)
         for text in [*texts, frontend.text(), worker.text()]
         for family in text_string_to_metric_families(text.decode())
