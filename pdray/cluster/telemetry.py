@@ -8,7 +8,7 @@ from collections import Counter
 
 from ray.exceptions import RayError
 
-from pdray.config import SloConfig
+from pdray.config_sections import SloConfig
 
 from .messages import ControllerStatus
 from .slot import WorkerSlot

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pdray.cluster.messages import ControllerStatus, WorkerStatus
 from pdray.cluster.telemetry import controller_text, slo_text
-from pdray.config import SloConfig
+from pdray.config_sections import SloConfig
 from pdray.core.snapshot import Role, WorkerState
 
 READY = WorkerStatus(

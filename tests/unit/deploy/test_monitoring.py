@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from configs.deploy.grafana.dashboard import DASHBOARD, dashboard_json
 from pdray.cluster.telemetry import controller_text, slo_text
-from pdray.config import SloConfig
+from pdray.config_sections import SloConfig
 from pdray.core.snapshot import TierSnapshot, WorkerState
 from pdray.metrics.prometheus import FrontendMetrics, WorkerMetrics
 from tests.promql import DEPLOY, Asked, alerts, asked, panels, queries

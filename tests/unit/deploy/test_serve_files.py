@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
+from pdray.cli.main import parser
 from pdray.config import load_config
 from pdray.serve.app import DEPLOYMENT, REPLICA_ENV, build_app
 from tests.promql import DEPLOY
@@ -65,3 +68,15 @@ def test_the_launched_machines_have_room_for_what_is_served_on_them() -> None:
     head = LAUNCHER["available_node_types"][LAUNCHER["head_node_type"]]["resources"]
     assert head["ingress"] >= config.serve.ingress_replicas
     assert "/etc/pdray" in LAUNCHER["file_mounts"]
+
+
+def test_what_the_readme_says_is_there_and_taken() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert [link for link in links if not (DEPLOY / link).exists()] == []
+    commands = re.findall(
+        r"(?:^ *|`|-- )pdray (.+?)(?:#|`|$)", text.replace("\\\n", ""), re.MULTILINE
+    )
+    assert len(commands) > 3
+    for command in commands:
+        parser().parse_args(shlex.split(command.partition(" >")[0]))
