@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 from pdray.config import PdrayConfig
 from pdray.core.clock import Clock
@@ -58,6 +59,22 @@ class WorkerPools:
         slots = [slot for slot in self._slots.values() if slot.is_wanted]
         if slots:
             await min(slots, key=lambda slot: slot.is_ready).retire(drain=True)
+
+    def on_node(self, node_id: str) -> list[WorkerSlot]:
+        """Places whose workers are there, and not on their way out."""
+        return [s for s in self._slots.values() if s.node_id == node_id and s.is_wanted]
+
+    async def replace(self, slot: WorkerSlot, timeout_s: float) -> None:
+        """Its worker has to go within this time. The next one is made at once, in another place,
+        where any is made; this place is given up."""
+        key = (slot.pool, slot.index)
+        is_replaced = self._may_make.is_set()
+        if is_replaced:
+            free = next(i for i in itertools.count() if (slot.pool, i) not in self._slots)
+            self._slots[slot.pool, free] = self._new_slot(slot.pool, free)
+        await slot.retire(drain=True, timeout_s=timeout_s)
+        if is_replaced and self._slots.get(key) is slot:
+            del self._slots[key]
 
     async def stop(self) -> None:
         """Ends all workers at once."""

@@ -13,11 +13,13 @@ from pdray.core.mode import Mode
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
     ServingLimits,
+    WorkerAddress,
 )
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
@@ -31,6 +33,7 @@ from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .journal import Journal, event
 from .layout_mismatch import layout_mismatch
+from .moves import choose_target
 from .roles import Roles
 from .router import Router
 
@@ -144,6 +147,15 @@ class ControlPlane:
         return [self._router.place(frontend_id, ask, now) for ask in asks]
 
     @event
+    def move(
+        self, frontend_id: str, asks: Sequence[MoveAsk], now: float
+    ) -> list[WorkerAddress | None]:
+        """Who could go on with decodes that have to leave their workers, in the order of ``asks``;
+        from here on each counts as that one's. None where nobody can now."""
+        self._frontend(frontend_id, now)
+        return [self._router.move(frontend_id, ask) for ask in asks]
+
+    @event
     def finished(
         self,
         frontend_id: str,
@@ -238,6 +250,11 @@ class ControlPlane:
     def limits(self) -> ServingLimits | None:
         """None while there is no worker for one of the roles."""
         return self._fleet.limits()
+
+    def find_target(self, source: WorkerInfo, ask: MoveAsk) -> WorkerAddress | None:
+        """Who could go on with a decode of another generation's worker."""
+        target = choose_target(self._fleet, source, ask)
+        return None if target is None else target.info.address
 
     def layout_mismatch(self) -> str | None:
         """Why some workers can never work together; None where all can."""
