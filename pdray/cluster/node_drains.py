@@ -1,4 +1,4 @@
-"""Nodes that are about to be taken away: scaled down, or bought back by the cloud that lent them."""
+"""Nodes that are about to be taken away: scaled down, or bought back by a cloud that lent them."""
 
 from __future__ import annotations
 
