@@ -229,9 +229,9 @@ class ControllerActor:
         await self._pools.give_up_one()
 
     async def find_targets(
-        self, wanted: Sequence[tuple[WorkerInfo, MoveAsk]]
+        self, wanted: Sequence[tuple[WorkerInfo | None, MoveAsk]]
     ) -> list[WorkerAddress | None]:
-        """Who could go on with decodes of another generation's workers."""
+        """Who could go on with another generation's decodes, on its workers or on ours."""
         return [self._control.find_target(source, ask) for source, ask in wanted]
 
     async def place_for(

@@ -68,6 +68,8 @@ class ControllerHandle(Protocol):
     overview: RemoteMethod[[], Overview]
     claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], None]
-    find_targets: RemoteMethod[[Sequence[tuple[WorkerInfo, MoveAsk]]], list[WorkerAddress | None]]
+    find_targets: RemoteMethod[
+        [Sequence[tuple[WorkerInfo | None, MoveAsk]]], list[WorkerAddress | None]
+    ]
     place_for: RemoteMethod[[str, PlacementAsk, str], Placement | None]
     shutdown: RemoteMethod[[], None]

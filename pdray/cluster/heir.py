@@ -11,7 +11,8 @@ from ray.exceptions import RayError
 
 from pdray.control.fleet import Fleet
 from pdray.core.placement import MoveAsk, Placement, PlacementAsk, WorkerAddress
-from pdray.core.snapshot import Role
+from pdray.core.request import WorkerId
+from pdray.core.snapshot import Role, WorkerInfo
 
 from .takeover import Takeover
 
@@ -35,18 +36,19 @@ class Heir:
     ) -> list[WorkerAddress | None]:
         """``found``, with what the heir has for those asks that have nobody."""
         heir, targets = self._takeover.heir, list(found)
-        open_asks = []
-        for index, ask in enumerate(asks):
-            source = self._fleet.get(ask.source_id)
-            if targets[index] is None and source is not None:
-                open_asks.append((index, source.info, ask))
-        if heir is None or not open_asks:
+        left = [index for index, target in enumerate(targets) if target is None]
+        if heir is None or not left:
             return targets
-        wanted = [(info, ask) for _, info, ask in open_asks]
+        wanted = [(self._info_of(asks[index].source_id), asks[index]) for index in left]
         answers = await _answer(heir.find_targets.remote(wanted))
-        for (index, _, _), answer in zip(open_asks, answers or (), strict=False):
-            targets[index] = answer
+        for index, target in zip(left, answers or (), strict=False):
+            targets[index] = target
         return targets
+
+    def _info_of(self, worker_id: WorkerId) -> WorkerInfo | None:
+        """None of one that is the heir's own: some of our decodes run there already."""
+        record = self._fleet.get(worker_id)
+        return None if record is None else record.info
 
     async def place(
         self, frontend_id: str, ask: PlacementAsk, model_digest: str | None

@@ -251,9 +251,13 @@ class ControlPlane:
         """None while there is no worker for one of the roles."""
         return self._fleet.limits()
 
-    def find_target(self, source: WorkerInfo, ask: MoveAsk) -> WorkerAddress | None:
-        """Who could go on with a decode of another generation's worker."""
-        target = choose_target(self._fleet, source, ask)
+    def find_target(self, source: WorkerInfo | None, ask: MoveAsk) -> WorkerAddress | None:
+        """Who could go on with a decode of another generation's, whose worker is not known here
+        unless ``source`` is None."""
+        if source is None:
+            record = self._fleet.get(ask.source_id)
+            source = None if record is None else record.info
+        target = None if source is None else choose_target(self._fleet, source, ask)
         return None if target is None else target.info.address
 
     def layout_mismatch(self) -> str | None:

@@ -1,5 +1,5 @@
-"""Worker processes that are killed under requests in every phase: their clients get the tokens of
-an undisturbed run."""
+"""Worker processes that are killed, or told to end, under requests in every phase: their clients
+get the tokens of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -182,3 +182,39 @@ async def test_a_worker_killed_in_any_phase_costs_no_token_and_changes_none(
             await cluster.until_idle(60)
         assert cluster.frontend.num_in_flight == 0
         assert num_placed_again(cluster.frontend) > len(KILLINGS)
+
+
+def longer(scene: Scene, num_tokens: int) -> Scene:
+    scene.requests = [
+        replace(each, sampling=replace(each.sampling, max_tokens=num_tokens))
+        for each in scene.requests
+    ]
+    return scene
+
+
+async def test_workers_that_are_told_to_end_are_left_by_what_runs_there(
+    make_worker: MakeWorker,
+) -> None:
+    workers = [make_worker(f"{role}-{i}", role) for i in range(2) for role in ("prefill", "decode")]
+    async with ProcessCluster(workers) as cluster:
+        calm = await longer(Scene(cluster, "calm"), 80).tokens()
+
+        scene = longer(Scene(cluster, "decode"), 80)
+        answering = asyncio.create_task(scene.tokens())
+        await scene.until_sent(5)
+        leaver = cluster.workers[WorkerId(str(scene.first.decode_id))]
+        leaver.send_signal(signal.SIGTERM)
+        await until(lambda: leaver.exit_code == 0)
+        assert not answering.done(), "it waited for its decodes to end"
+        assert await answering == calm
+        assert num_placed_again(cluster.frontend) == 0
+
+        scene = longer(Scene(cluster, "prefill"), 80)
+        answering = asyncio.create_task(scene.tokens())
+        await scene.until_submitted()
+        leaver = cluster.workers[WorkerId(str(scene.first.prefill_id))]
+        leaver.send_signal(signal.SIGTERM)
+        await until(lambda: leaver.exit_code == 0)
+        assert await answering == calm
+        await cluster.until_idle(60)
+        assert cluster.frontend.num_in_flight == 0

@@ -86,3 +86,4 @@ def test_another_generations_decode_goes_to_one_of_the_same_kind() -> None:
     assert target is not None
     assert target.worker_id in (SOURCE, "d2")
     assert control.find_target(make_info("old", Role.DECODE, dtype="bfloat16"), ask()) is None
+    assert control.find_target(None, ask()) is not None, "it decodes on ours"
