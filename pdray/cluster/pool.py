@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 
 from pdray.config import PdrayConfig
 from pdray.core.clock import Clock
@@ -55,10 +56,12 @@ class WorkerPools:
         self._may_make.clear()
 
     async def give_up_one(self) -> None:
-        """Drains and ends one worker, if one is left, rather one that is not ready yet."""
+        """Drains and ends one worker, if one is left, rather one that is not ready yet, then one of
+        the pool that has most: no phase goes before it must."""
         slots = [slot for slot in self._slots.values() if slot.is_wanted]
+        sizes = Counter(slot.pool for slot in slots)
         if slots:
-            await min(slots, key=lambda slot: slot.is_ready).retire(drain=True)
+            await min(slots, key=lambda s: (s.is_ready, -sizes[s.pool])).retire(drain=True)
 
     def on_node(self, node_id: str) -> list[WorkerSlot]:
         """Places whose workers are there, and not on their way out."""
