@@ -28,6 +28,7 @@ from pdray.core.placement import (
     WorkerAddress,
 )
 from pdray.core.request import WorkerId
+from pdray.core.scaling import TimedDecision
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 
 from .exit import exit_this_actor, force_exit_after
@@ -46,6 +47,7 @@ from .names import NAMESPACE, controller_name
 from .node_drains import watch_node_drains
 from .observations import Observations
 from .pool import WorkerPools
+from .pool_scaler import PoolScaler
 from .slot import WorkerSlot
 from .takeover import Takeover
 from .telemetry import controller_text, worker_texts
@@ -88,12 +90,12 @@ class ControllerActor:
         self._idle_pools: set[str] = set()
         self._introductions = Introductions(self._met)
         self._pools = WorkerPools(config, self, self._clock)
+        self._scaler = PoolScaler(self._control, self._pools, config.pools)
         application = config.serve.application
         own_name = controller_name(application, config.generation)
         self._takeover = Takeover(application, own_name, self._own_claim, self._pools)
         self._heir = Heir(self._takeover, self._control.fleet)
         self._model_digest: str | None = None
-        self._replacing: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(watch_node_drains(self._on_node_drains)),
@@ -189,7 +191,7 @@ class ControllerActor:
             self._observations.heard_snapshot(heartbeat.pool, heartbeat.snapshot, now)
             self._deliver()
             if heartbeat.snapshot.state is WorkerState.DRAINING:
-                self._replace(slot, self._config.controller.termination_timeout_s)
+                self._take_away(slot, self._config.controller.termination_timeout_s)
             worker = self._control.fleet.get(worker_id)
             role = None if worker is None else worker.info.role
         return HeartbeatReply(is_wanted=True, knows_prefixes=knows_prefixes, role=role)
@@ -212,14 +214,20 @@ class ControllerActor:
             num_in_flight=self._control.num_in_flight,
             max_in_flight=self._control.max_in_flight,
             num_placed_by_how=self._control.num_placed_by_how,
+            desired_workers=self._control.desired_workers,
             idle_pools=tuple(self._control.idle_pools(self._clock.now())),
-            limits=self._control.limits(),
+            can_place=self._control.can_place,
             layout_mismatch=self._control.layout_mismatch(),
         )
 
     async def overview(self) -> Overview:
         now = self._clock.now()
-        return self._observations.overview(self._config, self._control, await self.status(), now)
+        status, scaling = await self.status(), self._scaler.newest
+        return self._observations.overview(self._config, self._control, status, scaling, now)
+
+    async def scaling(self) -> tuple[TimedDecision, ...]:
+        """The last decisions of this life."""
+        return self._scaler.decisions
 
     async def claim(self) -> Claim:
         return self._own_claim()
@@ -278,16 +286,14 @@ class ControllerActor:
     def _on_node_drains(self, drains: Mapping[str, float | None]) -> None:
         for node_id, left_s in drains.items():
             for slot in self._pools.on_node(node_id):
-                default_s = self._config.controller.termination_timeout_s
-                self._replace(slot, default_s if left_s is None else left_s)
+                default_s = self._config.controller.drain_timeout_s
+                self._take_away(slot, default_s if left_s is None else left_s)
 
-    def _replace(self, slot: WorkerSlot, timeout_s: float) -> None:
+    def _take_away(self, slot: WorkerSlot, timeout_s: float) -> None:
         """Its worker has to go: the next one is made while that drains."""
         if slot.is_wanted:
             logger.warning("worker is taken away: %s %s in %g s", slot.pool, slot.index, timeout_s)
-            replacing = asyncio.get_running_loop().create_task(self._pools.replace(slot, timeout_s))
-            self._replacing.add(replacing)
-            replacing.add_done_callback(self._replacing.discard)
+            self._pools.take_away(slot, timeout_s)
 
     def worker_left(self, worker_id: WorkerId) -> None:
         self._introductions.forget(worker_id)
@@ -314,6 +320,8 @@ class ControllerActor:
             role = str(flip.role.name).lower()
             logger.info("role: worker_id=%s is %s now: %s", flip.worker_id, role, flip.reason)
         self._tell_idle_pools(now)
+        if not self._takeover.is_retired:
+            self._scaler.look(now)
         self._deliver()
         frontend_ids = set(self._control.frontend_ids)
         self._waits = {r: w for r, w in self._waits.items() if w.frontend_id in frontend_ids}
@@ -342,8 +350,12 @@ class ControllerActor:
         self._me.shutdown.remote()
 
     async def _look_forever(self) -> None:
+        has_adopted = False
         while True:
             try:
+                if not has_adopted:
+                    self._scaler.found(await self._pools.adopt_living(), self._clock.now())
+                    has_adopted = True
                 await self._takeover.look()
             except Exception:  # workers are made by it: it must go on
                 logger.exception("looking for other generations failed")

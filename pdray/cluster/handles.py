@@ -17,6 +17,7 @@ from pdray.core.placement import (
     WorkerAddress,
 )
 from pdray.core.request import WorkerId
+from pdray.core.scaling import TimedDecision
 from pdray.core.snapshot import WorkerInfo
 
 from .messages import (
@@ -66,6 +67,7 @@ class ControllerHandle(Protocol):
     hold: RemoteMethod[[float], None]
     status: RemoteMethod[[], ControllerStatus]
     overview: RemoteMethod[[], Overview]
+    scaling: RemoteMethod[[], tuple[TimedDecision, ...]]
     claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], None]
     find_targets: RemoteMethod[

@@ -99,6 +99,10 @@ class WorkerStatus:
     is_hopeless: bool
 
 
+_DONE = (WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPED)
+"""Nothing is to be waited for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerStatus:
     application: str
@@ -110,21 +114,23 @@ class ControllerStatus:
     num_in_flight: int
     max_in_flight: int
     num_placed_by_how: dict[str, int]
+    desired_workers: dict[str, int]
     idle_pools: tuple[str, ...]
-    limits: ServingLimits | None
+    can_place: bool
+    """Or will, as soon as somebody asks: a pool may have gone to none."""
     layout_mismatch: str | None
 
     @property
     def is_ready(self) -> bool:
-        """Every place in every pool has a worker that takes requests."""
-        return all(worker.state is WorkerState.READY for worker in self.workers)
+        """Every place in every pool has a worker that takes requests, or is given up."""
+        return all(worker.state in _DONE for worker in self.workers)
 
     @property
     def missing(self) -> str:
         """Which workers are not ready, and why, in one line; empty where all are."""
         lines = []
         for worker in self.workers:
-            if worker.state is not WorkerState.READY:
+            if worker.state not in _DONE:
                 failure = f"; failed before: {worker.last_failure}" if worker.last_failure else ""
                 words = worker.progress or worker.state.value
                 lines.append(f"{worker.pool} worker {worker.index} ({words}{failure})")

@@ -61,6 +61,7 @@ class WorkerSlot:
         config: PdrayConfig,
         pool: str,
         index: int,
+        node_groups: tuple[str, ...],
         events: WorkerEvents,
         clock: Clock,
         may_make: asyncio.Event,
@@ -71,12 +72,17 @@ class WorkerSlot:
         self.is_wanted = True
         self.pending_since: float | None = None
         self.node_id: str | None = None
+        self.num_failed_starts = 0
+        self.started: tuple[float, float] | None = None
+        """When the last worker that was made here joined, and how long that had taken."""
         self._config = config
         self._events = events
         self._clock = clock
         self._may_make = may_make
+        self._asked_at = clock.now()
+        self._asked_id: WorkerId | None = None
         self._silence = Silence(clock.now())
-        self._groups = GroupChoice(config.pools[pool].node_groups)
+        self._groups = GroupChoice(node_groups)
         self._info: WorkerInfo | None = None
         self._state = WorkerState.STARTING
         self._num_failures = 0
@@ -87,6 +93,11 @@ class WorkerSlot:
     @property
     def is_ready(self) -> bool:
         return self._state is WorkerState.READY
+
+    @property
+    def worker_id(self) -> WorkerId | None:
+        """None where no worker has joined."""
+        return None if self._info is None else self._info.worker_id
 
     @property
     def handle(self) -> WorkerHandle | None:
@@ -156,6 +167,7 @@ class WorkerSlot:
 
     async def _keep_alive(self) -> None:
         while self.is_wanted:
+            self._asked_at = self._clock.now()
             try:
                 failure = await self._live_once()
             except RayError as error:
@@ -164,7 +176,10 @@ class WorkerSlot:
                 logger.exception("worker cannot be made: %s", self._name)
                 failure = StartFailure(reason=f"{type(error).__name__}: {error}", is_final=False)
             finally:
+                has_joined = self._info is not None
                 self._leave()
+            if failure is not None and not has_joined:
+                self.num_failed_starts += 1
             if failure is not None and self.is_wanted:
                 await self._back_off(failure)
 
@@ -222,9 +237,10 @@ class WorkerSlot:
         # Wall time, as no counter outlives the controller: each life must have its own id.
         incarnation = f"{time.time_ns() // 1_000_000:x}"
         application = self._config.serve.application
+        self._asked_id = WorkerId(f"{application}-{self.pool}-{self.index}-{incarnation}")
         spec = WorkerSpec(
             config=self._config,
-            worker_id=WorkerId(f"{application}-{self.pool}-{self.index}-{incarnation}"),
+            worker_id=self._asked_id,
             pool=self.pool,
             index=self.index,
             node_group=group,
@@ -243,6 +259,8 @@ class WorkerSlot:
                 num_cpus=resources.num_cpus,
                 num_gpus=resources.num_gpus,
                 resources=resources.resources,
+                accelerator_type=resources.accelerator_type,
+                label_selector=resources.label_selector,
             )
             .remote,
             spec,
@@ -263,6 +281,9 @@ class WorkerSlot:
         self._info = info
         self._state = WorkerState.READY
         self._last_failure = None
+        if info.worker_id == self._asked_id:  # not one that lived before
+            now = self._clock.now()
+            self.started = (now, now - self._asked_at)
         self._events.worker_joined(info)
 
     def _leave(self) -> None:

@@ -138,6 +138,10 @@ class WorkerView(Protocol):
     def info(self) -> WorkerInfo: ...
 
     @property
+    def snapshot(self) -> WorkerSnapshot | None:
+        """The newest one; None until the first."""
+
+    @property
     def is_ready(self) -> bool:
         """Takes new work."""
 

@@ -36,8 +36,9 @@ def status_of(*workers: WorkerStatus, layout_mismatch: str | None = None) -> Con
         num_in_flight=5,
         max_in_flight=8,
         num_placed_by_how={"disaggregated": 7, "short": 2},
+        desired_workers={"prefill": 1, "decode": 4},
         idle_pools=("decode",),
-        limits=None,
+        can_place=False,
         layout_mismatch=layout_mismatch,
     )
 
@@ -79,6 +80,8 @@ def test_the_controllers_gauges_are_a_valid_exposition() -> None:
         ("pdray_requests_placed_total", ("disaggregated",)): 7,
         ("pdray_requests_placed_total", ("short",)): 2,
         ("pdray_idle_pool", ("decode",)): 1,
+        ("pdray_desired_workers", ("prefill",)): 1,
+        ("pdray_desired_workers", ("decode",)): 4,
         ("pdray_num_workers", ("decode", "ready")): 1,
         ("pdray_num_workers", ("decode", "starting")): 2,
     }
