@@ -64,8 +64,10 @@ class Evacuation:
             leaver.looking.cancel()
 
     def stop(self) -> None:
-        for worker_id in list(self._leavers):
-            self.end(worker_id)
+        for leaver in list(self._leavers.values()):
+            self.end(leaver.worker_id)
+            for move in leaver.moves.values():
+                move.cancel()
 
     async def _empty(self, leaver: _Leaver) -> None:
         while True:
