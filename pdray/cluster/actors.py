@@ -41,13 +41,14 @@ class WorkerActor:
     """Loads the model in ``start``, not when it is made: until then a pending call means that
     Ray has no room for it."""
 
-    _termination: Termination
+    _termination: Termination | None = None
 
     def __new__(cls, *args: object) -> WorkerActor:
         """Ray makes the object in the main thread, and all else of it runs in another: signals
-        can be taken here alone."""
+        can be taken here alone. Who asks for an actor makes an object, too, in another thread."""
         actor = super().__new__(cls)
-        actor._termination = Termination()
+        if threading.current_thread() is threading.main_thread():
+            actor._termination = Termination()
         return actor
 
     def __init__(self, spec: WorkerSpec) -> None:
@@ -62,6 +63,7 @@ class WorkerActor:
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats())
         self._leaving: asyncio.Task[None] | None = None
+        assert self._termination is not None, "not made in the main thread"
         self._termination.tell(self._leave_soon)
         self._renewed_at = self._clock.now()
         # A thread, as a worker whose event loop hangs must end as well.
