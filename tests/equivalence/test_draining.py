@@ -14,7 +14,7 @@ from tests.equivalence.test_migration import LETTERS, SAMPLING, assert_equal
 from tests.local_cluster import num_placed_again, random_prompts, request_of
 from tests.worker_peer import until
 
-NUM_TOKENS = 400
+NUM_TOKENS = 300
 LENGTHS = [1, 40, 60, 100, 64, 33]
 LONG_S = 60.0
 
@@ -38,7 +38,7 @@ async def all_decode(cluster: LocalCluster, requests: list[Request]) -> None:
 async def test_decodes_leave_a_worker_that_drains_and_say_the_same(tiny_model_path: Path) -> None:
     config = config_with(tiny_model_path, num_decode_workers=2, transport="nixl", max_batch_size=16)
     async with running(config, tiny_model_path) as cluster:
-        calm = [await answer_of(cluster, each) for each in requests_of("calm")]
+        calm = await asyncio.gather(*(answer_of(cluster, each) for each in requests_of("calm")))
         requests = requests_of("r")
         answering = [asyncio.create_task(answer_of(cluster, each)) for each in requests]
         await all_decode(cluster, requests)
