@@ -36,6 +36,7 @@ from pdray.config_sections import (
 from pdray.config_yaml import read_yaml
 from pdray.core.errors import ConfigError
 from pdray.core.mode import Mode
+from pdray.core.model_source import ModelSource
 from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
@@ -160,6 +161,7 @@ class RolesConfig(Section):
 
 class TransferConfig(Section):
     transport: str = "nixl"
+    weights: Annotated[ModelSource, Field(strict=False)] = ModelSource.AUTO
     lease_s: Seconds = 30.0
 
 

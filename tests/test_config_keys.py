@@ -77,6 +77,7 @@ KEYS = [
     "max_gpu_budget",
     "max_cost_per_hour",
     "transfer.transport",
+    "transfer.weights",
     "transfer.lease_s",
     "controller.placement",
     "controller.early_refusal",

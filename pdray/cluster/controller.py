@@ -267,11 +267,15 @@ class ControllerActor:
 
     # What becomes of workers: called by their slots
 
+    def addresses(self) -> Sequence[WorkerAddress]:
+        """Of workers that a new one may have its model from."""
+        return self._introductions.addresses()
+
     async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None:
         await self._introductions.introduce(info, handle)
 
     def worker_joined(self, info: WorkerInfo) -> None:
-        logger.info("worker joined: worker_id=%s", info.worker_id)
+        logger.info("worker joined: worker_id=%s started in %s", info.worker_id, info.startup)
         self._model_digest = info.model_digest
         self._control.worker_joined(info, self._clock.now())
         if mismatch := self._control.layout_mismatch():

@@ -44,7 +44,7 @@ class WorkerHandle(Protocol):
     """``WorkerActor`` from outside."""
 
     ping: RemoteMethod[[], None]
-    start: RemoteMethod[[], WorkerInfo | StartFailure]
+    start: RemoteMethod[[float, Sequence[WorkerAddress]], WorkerInfo | StartFailure]
     join: RemoteMethod[[], str]
     meet: RemoteMethod[[Sequence[WorkerAddress]], dict[WorkerId, str]]
     metrics_text: RemoteMethod[[], bytes]

@@ -9,6 +9,7 @@ from pdray.core.placement import ServingLimits
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerSnapshot, WorkerState
+from pdray.core.startup import StartupTimes
 from pdray.metrics.window import LatencyCounts
 
 
@@ -85,7 +86,7 @@ class Claim:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
     """One place in a pool. ``progress`` is what its worker does in words; ``last_failure`` is
-    why its last worker ended, if it ended badly."""
+    why its last worker ended, if it ended badly. ``startup`` is of the one that is ready."""
 
     pool: str
     index: int
@@ -97,6 +98,7 @@ class WorkerStatus:
     num_failures: int
     last_failure: str | None
     is_hopeless: bool
+    startup: StartupTimes | None = None
 
 
 _DONE = (WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPED)

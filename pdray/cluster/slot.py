@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
 import ray
@@ -14,6 +15,7 @@ from ray.exceptions import RayActorError, RayError
 
 from pdray.config import PdrayConfig
 from pdray.core.clock import Clock
+from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 
@@ -41,6 +43,7 @@ _LOOK_AGAIN_S = 1.0
 class WorkerEvents(Protocol):
     """Who is told what becomes of workers."""
 
+    def addresses(self) -> Sequence[WorkerAddress]: ...
     async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None: ...
     def worker_joined(self, info: WorkerInfo) -> None: ...
     def worker_draining(self, worker_id: WorkerId) -> bool:
@@ -74,13 +77,11 @@ class WorkerSlot:
         self.node_id: str | None = None
         self.num_failed_starts = 0
         self.started: tuple[float, float] | None = None
-        """When the last worker that was made here joined, and how long that had taken."""
+        """When the last worker here joined, and how long its start had taken."""
         self._config = config
         self._events = events
         self._clock = clock
         self._may_make = may_make
-        self._asked_at = clock.now()
-        self._asked_id: WorkerId | None = None
         self._silence = Silence(clock.now())
         self._groups = GroupChoice(node_groups)
         self._info: WorkerInfo | None = None
@@ -118,6 +119,7 @@ class WorkerSlot:
             last_failure=failure.reason if failure else None,
             is_hopeless=failure is not None
             and (failure.is_final or self._num_failures >= _HOPELESS_AFTER_FAILURES),
+            startup=self._info.startup if self._info else None,
         )
 
     @property
@@ -167,7 +169,6 @@ class WorkerSlot:
 
     async def _keep_alive(self) -> None:
         while self.is_wanted:
-            self._asked_at = self._clock.now()
             try:
                 failure = await self._live_once()
             except RayError as error:
@@ -185,6 +186,7 @@ class WorkerSlot:
 
     async def _live_once(self) -> StartFailure | None:
         """One worker's life; what it ended of, or None where it is time for another group."""
+        asked_at = self._clock.now()
         self._handle = handle = await self._get_or_make()
         if handle is None:
             with contextlib.suppress(TimeoutError):
@@ -195,10 +197,11 @@ class WorkerSlot:
             self._groups.next()
             return None
         try:
-            answer = await self._while_heard(handle.start.remote())
+            process_s = self._clock.now() - asked_at
+            starting = handle.start.remote(process_s, self._events.addresses())
+            answer = await self._while_heard(starting)
             if isinstance(answer, WorkerInfo):
-                await self._events.worker_started(answer, handle)
-                self._join(answer)
+                await self._meet_others(answer, handle)
                 reason = await self._live(handle)
                 answer = StartFailure(reason=reason, is_final=False)
         except TimeoutError as error:
@@ -237,10 +240,9 @@ class WorkerSlot:
         # Wall time, as no counter outlives the controller: each life must have its own id.
         incarnation = f"{time.time_ns() // 1_000_000:x}"
         application = self._config.serve.application
-        self._asked_id = WorkerId(f"{application}-{self.pool}-{self.index}-{incarnation}")
         spec = WorkerSpec(
             config=self._config,
-            worker_id=self._asked_id,
+            worker_id=WorkerId(f"{application}-{self.pool}-{self.index}-{incarnation}"),
             pool=self.pool,
             index=self.index,
             node_group=group,
@@ -277,13 +279,21 @@ class WorkerSlot:
             self.pending_since = None
         return True
 
+    async def _meet_others(self, info: WorkerInfo, handle: WorkerHandle) -> None:
+        """And then join."""
+        started_at = self._clock.now()
+        await self._events.worker_started(info, handle)
+        if info.startup is not None:
+            meeting_s = self._clock.now() - started_at
+            info = replace(info, startup=replace(info.startup, meeting_s=meeting_s))
+        self._join(info)
+
     def _join(self, info: WorkerInfo) -> None:
         self._info = info
         self._state = WorkerState.READY
         self._last_failure = None
-        if info.worker_id == self._asked_id:  # not one that lived before
-            now = self._clock.now()
-            self.started = (now, now - self._asked_at)
+        if info.startup is not None:
+            self.started = (self._clock.now(), info.startup.total_s)
         self._events.worker_joined(info)
 
     def _leave(self) -> None:

@@ -69,6 +69,14 @@ def controller_text(status: ControllerStatus) -> bytes:
             f'pdray_num_workers{{pool="{pool}",state="{state}"}} {count}'
             for (pool, state), count in sorted(workers.items())
         ),
+        *_header("pdray_worker_startup_seconds", "What a worker's start took, part by part."),
+        *(
+            f'pdray_worker_startup_seconds{{pool="{worker.pool}",index="{worker.index}",'
+            f'part="{part}"}} {seconds:.3f}'
+            for worker in status.workers
+            if worker.startup is not None
+            for part, seconds in worker.startup.parts()
+        ),
     ]
     return "".join(f"{line}\n" for line in lines).encode()
 
