@@ -8,10 +8,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
-    KeptPrefix,
     Placement,
-    PlacementAsk,
-    Queued,
     Refusal,
     WorkerAddress,
 )
@@ -54,9 +51,8 @@ class WorkerHandle(Protocol):
 class ControllerHandle(Protocol):
     """``ControllerActor`` from outside."""
 
-    place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
+    exchange: RemoteMethod[[str, bytes], bytes]
     wait: RemoteMethod[[str], Placement | Refusal | None]
-    finished: RemoteMethod[[str, Sequence[str], Sequence[KeptPrefix]], None]
     renew: RemoteMethod[[str, float, FrontendReport], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]
