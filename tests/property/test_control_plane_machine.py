@@ -77,6 +77,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.owners: dict[str, str] = {}
         self.queued: list[str] = []
         self.asks: dict[str, PlacementAsk] = {}
+        self.names: dict[str, tuple[bytes, ...]] = {}
         self.placed: dict[str, InFlight] = {}
         self.kept: dict[bytes, KeptPrefix] = {}
         self.alive: dict[str, str] = {}
@@ -144,7 +145,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
 
     def assert_source_is_known(self, placement: Placement) -> None:
         """The longest prefix that a living worker has, unless the prefill worker itself has it."""
-        names = self.asks[placement.request_id].prefix_names
+        names = self.names[placement.request_id]
         told = [self.kept[name] for name in reversed(names) if name in self.kept]
         alive = (
             each
@@ -195,6 +196,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             for rid in ids
         ]
         self.asks |= {ask.request_id: ask for ask in asks}
+        self.names |= dict.fromkeys(ids, names)
         answers = self.control.place(frontend, asks, self.now)
         assert [answer.request_id for answer in answers] == ids
         for answer in answers:
