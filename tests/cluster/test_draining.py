@@ -22,7 +22,7 @@ from tests.cluster.conftest import (
     processes_of,
     until_ended,
 )
-from tests.local_cluster import num_placed_again
+from tests.local_cluster import num_migrated, num_placed_again
 from tests.served import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -58,6 +58,7 @@ async def test_sigterm_moves_the_decodes_and_brings_the_next_worker(
             each += [token async for token in stream]
         assert tokens == [expected] * len(streams)
         assert num_placed_again(frontend.frontend) == 0
+        assert num_migrated(frontend.frontend) > 0
         await until_ended([process])
         after = await frontend.until(
             lambda s: s.is_ready and ("decode", 0) not in {(w.pool, w.index) for w in s.workers}
@@ -119,6 +120,7 @@ async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> N
                 await asyncio.to_thread(drain_node, leaver_node_id, address)
             assert await asyncio.gather(*answering) == [expected] * 2
         assert num_placed_again(frontend.frontend) == 0
+        assert num_migrated(frontend.frontend) > 0
         print(f"the node is gone after {num_streams} streams")
 
 
