@@ -47,16 +47,13 @@ async def test_sigterm_moves_the_decodes_and_brings_the_next_worker(
         worker_ids = {(w.pool, w.index): w.worker_id for w in before.workers}
         leaver_id = worker_ids["decode", 0]
         assert leaver_id is not None
-        streams = [frontend.stream(f"{i}", max_tokens=NUM_TOKENS) for i in range(4)]
-        tokens = [[await anext(stream)] for stream in streams]
-        while not frontend.frontend.decoding_at(leaver_id):
-            await asyncio.sleep(0.001)
-        name = worker_name("app", config.generation, "decode", 0)
-        process = processes_of("app")[name]
+        process = processes_of("app")[worker_name("app", config.generation, "decode", 0)]
+        answering = [
+            asyncio.create_task(frontend.generate(f"{i}", max_tokens=NUM_TOKENS)) for i in range(4)
+        ]
+        await until_it_decodes(frontend, leaver_id)
         process.send_signal(signal.SIGTERM)
-        for each, stream in zip(tokens, streams, strict=True):
-            each += [token async for token in stream]
-        assert tokens == [expected] * len(streams)
+        assert await asyncio.gather(*answering) == [expected] * 4
         assert num_placed_again(frontend.frontend) == 0
         assert num_migrated(frontend.frontend) > 0
         await until_ended([process])
@@ -125,8 +122,9 @@ async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> N
 
 
 async def until_it_decodes(frontend: ClusterFrontend, worker_id: WorkerId) -> None:
-    while not frontend.frontend.decoding_at(worker_id):
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(20):
+        while not frontend.frontend.decoding_at(worker_id):
+            await asyncio.sleep(0.001)
 
 
 async def until_node_is_gone(node_id: str) -> None:
