@@ -28,6 +28,7 @@ from tests.served import ROOT
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NUM_TOKENS = 900
+CONTROLLER = {"placement": "least_loaded", "worker_lease_s": 30.0, "unused_exit_s": 10.0}
 ENGINE = {"kv_cache_bytes": "4MiB", "num_threads": 1, "max_model_len": 1024}
 
 
@@ -39,7 +40,7 @@ async def test_sigterm_moves_the_decodes_and_brings_the_next_worker(
     make_config: MakeConfig,
 ) -> None:
     pools = {"prefill": pool_of("prefill"), "decode": pool_of("decode", replicas=2)}
-    config = make_config(pools=pools)
+    config = make_config(pools=pools, controller=CONTROLLER)
     await asyncio.to_thread(up, config)
     async with ClusterFrontend(config) as frontend:
         expected = await frontend.generate("undisturbed", max_tokens=NUM_TOKENS)
@@ -91,6 +92,7 @@ async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> N
         model_path,
         "nodes",
         node_groups={"laptop": {"resource": "steady"}, "lent": {"resource": "lent"}},
+        controller=CONTROLLER,
         pools={
             "prefill": pool_of("prefill"),
             "decode": pool_of("decode"),
