@@ -50,7 +50,7 @@ from .pool import WorkerPools
 from .pool_scaler import PoolScaler
 from .slot import WorkerSlot
 from .takeover import Takeover
-from .telemetry import controller_text, worker_texts
+from .telemetry import controller_text, slo_text, worker_texts
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,8 @@ class ControllerActor:
         """All expositions but that of the frontend that asks."""
         frontends = [text for fid, text in self._frontend_texts.items() if fid != frontend_id]
         workers = await worker_texts(self._pools.ready())
-        return [controller_text(await self.status()), *workers, *frontends]
+        own = [controller_text(await self.status()), slo_text(self._config.slo)]
+        return [*own, *workers, *frontends]
 
     # For workers
 
