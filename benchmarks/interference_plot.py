@@ -30,7 +30,8 @@ def save_interference_plot(path: Path, title: str, found: Sequence[Mapping[str, 
             [each[key] / each["floor_s"] for each in found], rows, marker=marker, label=label
         )
     for key, label, marker in _FIRST:
-        right.scatter([each[key] for each in found], rows, marker=marker, label=label)
+        known = [(each[key], row) for each, row in zip(found, rows, strict=True) if each[key]]
+        right.scatter(*zip(*known, strict=True), marker=marker, label=label)
     left.axvline(1.0, color="gray", linestyle="--")
     left.set(xlabel="gaps between the chats' tokens, of the floor's P99", xscale="log")
     left.set_yticks(rows, [str(each["system"]) for each in found])
