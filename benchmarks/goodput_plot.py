@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def _draw(row: Sequence[Axes], attainments: Attainments, colors: Mapping[str, st
     for system, color in colors.items():
         own = {rate: found for (of, rate), found in attainments.items() if of == system}
         line = "o--" if system.startswith("vllm") else "o-"
-        style = {"color": color, "markersize": 4.0}
+        style: dict[str, Any] = {"color": color, "markersize": 4.0}
         kept = [own[rate][shares[0]][1.0] for rate in sorted(own)]
         row[0].plot(sorted(own), kept, line, label=system, **style)
         if middle in own:
