@@ -37,7 +37,7 @@ from pdray.metrics.latency import LatencySummary, RequestRecord, summarize
 TTFT_FACTOR, ITL_FACTOR, GAPS_IN_TIME = 5.0, 2.0, 0.9
 ALL_GAPS = 1.0
 SLO_SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-NUM_UNLOADED, NUM_WARM_UP = 12, 6
+NUM_UNLOADED, NUM_WARM_UP = 10, 4
 NO_SLO_ITL_S = 0.1
 """``slo.itl_s`` of the system whose unloaded requests give the SLO."""
 
