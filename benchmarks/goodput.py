@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for system in arguments.systems:
                 slos, found = measure(system, workloads, arguments, slos, Path(folder), console)
                 findings += found
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, aiohttp.ClientError) as error:
         console.print(f"error: {error}", style="red", markup=False)
         return 2
     for workload in workloads:

@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{system} ...")
             try:
                 findings.append(measure_system(system, arguments, Path(folder)))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, aiohttp.ClientError) as error:
                 console.print(f"error: {error}", style="red", markup=False)
     console.print(table_of(findings, floor))
     if arguments.output_dir is not None:

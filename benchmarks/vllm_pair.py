@@ -76,7 +76,8 @@ class Pair:
 
     async def _ask_decode(self, request: web.Request) -> web.Response:
         async with self._http.get(self._decode_url + request.path) as answer:
-            return web.Response(status=answer.status, body=await answer.read())
+            body, kind = await answer.read(), answer.content_type
+            return web.Response(status=answer.status, body=body, content_type=kind)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

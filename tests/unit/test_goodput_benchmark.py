@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 
 from benchmarks.goodput_compare import leaders_table, read_runs
 from benchmarks.goodput_workload import parse_workload
+from benchmarks.openai_stream import first_model
 from benchmarks.servers import NO_TARGET_S, config_of
 from benchmarks.vllm_pair import Pair
 from pdray.config import parse_config
@@ -110,6 +111,10 @@ async def test_the_pair_prefills_on_one_server_and_streams_from_the_other() -> N
         bodies.append(await request.json())
         return {"kv_transfer_params": {"remote_block_ids": [3, 5]}}
 
+    @decode.get("/v1/models")
+    async def models() -> dict[str, object]:
+        return {"data": [{"id": "demo"}]}
+
     @decode.post("/v1/completions")
     async def stream(request: Request) -> StreamingResponse:
         bodies.append(await request.json())
@@ -130,6 +135,7 @@ async def test_the_pair_prefills_on_one_server_and_streams_from_the_other() -> N
         ):
             assert answer.content_type == "text/event-stream"
             assert await answer.read() == b"data: one\n\ndata: [DONE]\n\n"
+            assert await first_model(session, str(proxy.make_url("/"))) == "demo"
     first, second = bodies
     assert (first["max_tokens"], first["stream"]) == (1, False)
     assert "stream_options" not in first
