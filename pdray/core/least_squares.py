@@ -22,7 +22,7 @@ def solve_nonnegative(
     while free:
         # Each in units of its own, so that all weigh alike.
         units = [products[i][i] ** -0.5 for i in free]
-        rows = []
+        rows: list[list[float]] = []
         for i, unit in zip(free, units, strict=True):
             row = [products[i][j] * unit * other for j, other in zip(free, units, strict=True)]
             row[len(rows)] += stay[i]
