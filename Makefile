@@ -17,6 +17,9 @@ STAMP := .venv/installed
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c constraints/cpu.txt
 # One thread for each engine: more of them than cores slow each other down.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/pytest
+# So many tests at a time, each in a process that takes from the others' when it has none left.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist worksteal
 
 .PHONY: help serve test check lint types bench clean
 
@@ -50,13 +53,13 @@ types: $(STAMP)
 
 check: lint types
 	@echo "fast tests"
-	@$(PYTEST) -m "not slow and not ray and not gpu"
+	@$(PYTEST) $(PARALLEL) -m "not slow and not ray and not gpu"
 
 # The fast tests first: a mistake should show within the first minutes. pytest ends with 5 where
 # it ran no test, and so does make, with an error.
 test: check
 	@echo "slow tests"
-	@$(PYTEST) -m "slow and not ray and not gpu"
+	@$(PYTEST) $(PARALLEL) -m "slow and not ray and not gpu"
 	@echo "tests on a local Ray"
 	@$(PYTEST) -m "ray and not gpu"
 

@@ -20,6 +20,7 @@ from pdray.core.errors import UnavailableError
 from pdray.core.overview import Overview
 from pdray.core.placement import ServingLimits
 from pdray.core.request import FinishReason, Request
+from pdray.core.scaling import TimedDecision
 from pdray.frontend.text import Tokenizer
 from pdray.frontend.token_stream import TokenDelta
 from pdray.serve.completion import CompletionService
@@ -101,6 +102,9 @@ def make_pdray_api(interval_s: float, tokenizer_path: Path) -> FastAPI:
     async def overview() -> Overview:
         raise UnavailableError("nobody runs here")
 
+    async def scaling() -> tuple[TimedDecision, ...]:
+        return ()
+
     service = CompletionService(
         StampSource(interval_s), Tokenizer(tokenizer_path), model_name=MODEL, limits=limits
     )
@@ -110,6 +114,7 @@ def make_pdray_api(interval_s: float, tokenizer_path: Path) -> FastAPI:
             missing=missing,
             metrics_text=metrics_text,
             overview=overview,
+            scaling=scaling,
             max_ongoing_requests=1024,
             keys=None,
         )

@@ -11,58 +11,46 @@ import hashlib
 import json
 import operator
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from pdray import __version__
 from pdray.config_checks import problems_of
 from pdray.config_report import config_error, require_mapping, validation_problems
+from pdray.config_sections import (
+    Count,
+    FilePath,
+    Fraction,
+    Name,
+    Positive,
+    Seconds,
+    Section,
+    Size,
+    SloConfig,
+    matching,
+)
 from pdray.config_yaml import read_yaml
 from pdray.core.errors import ConfigError
 from pdray.core.mode import Mode
+from pdray.core.model_source import ModelSource
 from pdray.core.snapshot import Role
 from pdray.engine.checkpoint import open_checkpoint
 from pdray.engine.config import EngineConfig
 from pdray.kvcache.tiers.base import TierConfig
+from pdray.scaling_config import AutoscalingConfig, load_policy
 
 DEMO_MODEL = "demo"
 DEMO_MODEL_NAME = "gemma-3-270m"
-
-_SIZE_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
-
-
-def parse_size(value: object) -> object:
-    """Bytes of ``512MiB`` or ``2GiB``; what is no text is left to the integer check."""
-    if not isinstance(value, str):
-        return value
-    match = _SIZE.fullmatch(value.strip())
-    if match is None or match[2] not in _SIZE_UNITS:
-        raise ValueError("should be a number of bytes, or one such as 512MiB or 2GiB")
-    return int(float(match[1]) * _SIZE_UNITS[match[2]])
 
 
 def _block_size(value: int) -> int:
     if value <= 0 or value % 16:
         raise ValueError("should be a multiple of 16 (prefix hashes are over 16 tokens)")
     return value
-
-
-def _matching(pattern: str, accepted: str) -> Callable[[str], str]:
-    """A check that says what is accepted, where a bare pattern would not."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(accepted)
-        return value
-
-    return check
 
 
 def _url(value: str) -> str:
@@ -72,32 +60,9 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 BlockSize = Annotated[int, AfterValidator(_block_size)]
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-FilePath = Annotated[str, Field(min_length=1)]
-Device = Annotated[
-    str, AfterValidator(_matching(r"cpu|cuda(:\d+)?", "accepted: cpu, cuda, cuda:N"))
-]
+Device = Annotated[str, AfterValidator(matching(r"cpu|cuda(:\d+)?", "accepted: cpu, cuda, cuda:N"))]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Name = Annotated[
-    str,
-    AfterValidator(
-        _matching(
-            r"[a-z0-9][a-z0-9_-]{0,62}",
-            "should have lower-case letters, digits, - and _ only, at most 63",
-        )
-    ),
-]
-"""Part of actor names and metric labels, so lower-case and plain."""
-
-
-class Section(BaseModel):
-    """A part of the file: frozen, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class EngineSettings(Section):
@@ -133,12 +98,17 @@ class EngineOverrides(Section):
 
 
 class NodeGroupConfig(Section):
-    """Machines of one kind: the custom Ray resource they carry, and what a worker takes."""
+    """Machines of one kind: the custom Ray resource they carry, what a worker takes, and what that
+    costs. ``spot`` ones may be taken away."""
 
     resource: Annotated[str, Field(min_length=1)] | None = None
     resources_per_worker: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=lambda: {"CPU": 1.0}
     )
+    accelerator_type: Annotated[str, Field(min_length=1)] | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    cost_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    spot: bool = False
     engine: EngineOverrides = EngineOverrides()
 
 
@@ -152,13 +122,29 @@ class TierSettings(Section):
 
 
 class PoolConfig(Section):
-    """Equal workers. ``node_groups`` are in order of preference."""
+    """Equal workers: ``replicas`` of them (1), or as many as ``autoscaling`` says. ``node_groups``
+    are in order of preference."""
 
     role: Literal["prefill", "decode", "mixed"]
-    replicas: Count = 1
+    replicas: Count | None = None
+    autoscaling: AutoscalingConfig | None = None
     node_groups: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     engine: EngineSettings
     tiers: TierSettings | None = None
+
+    @property
+    def first_replicas(self) -> int:
+        """What the pool starts with."""
+        if self.autoscaling is None or self.autoscaling.dry_run:
+            return self.replicas or 1
+        return self.autoscaling.first_replicas
+
+    @property
+    def max_replicas(self) -> int:
+        """Workers at most, warm ones among them."""
+        if self.autoscaling is None or self.autoscaling.dry_run:
+            return self.replicas or 1
+        return self.autoscaling.max_replicas + self.autoscaling.standby_replicas
 
 
 class RoleBoundsConfig(Section):
@@ -173,16 +159,9 @@ class RolesConfig(Section):
     decode: RoleBoundsConfig
 
 
-class SloConfig(Section):
-    """What a request should get; ``percentile`` of them must."""
-
-    ttft_s: Seconds = 2.0
-    itl_s: Seconds = 0.2
-    percentile: Fraction = 0.99
-
-
 class TransferConfig(Section):
     transport: str = "nixl"
+    weights: Annotated[ModelSource, Field(strict=False)] = ModelSource.AUTO
     lease_s: Seconds = 30.0
 
 
@@ -207,7 +186,7 @@ class ServeConfig(Section):
     application: Name = "pdray"
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    route_prefix: Annotated[str, AfterValidator(_matching(r"/.*", "should start with /"))] = "/"
+    route_prefix: Annotated[str, AfterValidator(matching(r"/.*", "should start with /"))] = "/"
     ingress_replicas: Count = 1
     max_ongoing_requests: Count = 1024
     slow_reader_tokens: Count = 4096
@@ -237,6 +216,8 @@ class PdrayConfig(Section):
     pools: Annotated[dict[Name, PoolConfig], Field(min_length=1)]
     roles: RolesConfig | None = None
     slo: SloConfig = SloConfig()
+    max_gpu_budget: Positive | None = None
+    max_cost_per_hour: Positive | None = None
     transfer: TransferConfig = TransferConfig()
     controller: ControllerConfig = ControllerConfig()
     handles: HandlesConfig = HandlesConfig()
@@ -328,8 +309,8 @@ def parse_config(data: object, source: str = "config") -> PdrayConfig:
 
 def load_config(path: str | Path) -> PdrayConfig:
     """Reads and checks a YAML file; raises ConfigError. The files that it names by relative paths
-    are looked for beside it."""
-    config = parse_config(read_yaml(Path(path)), str(path))
+    are looked for beside it; those of autoscaling policies are read as well."""
+    config = parse_config(_with_policies(read_yaml(Path(path)), Path(path).parent), str(path))
 
     def beside(name: str | None) -> str | None:
         return name and str((Path(path).parent / Path(name).expanduser()).absolute())
@@ -345,6 +326,21 @@ def load_config(path: str | Path) -> PdrayConfig:
             "handles": config.handles.model_copy(update=handles),
         }
     )
+
+
+def _with_policies(data: object, folder: Path) -> object:
+    """The config with each pool's policy in it instead of its file's name."""
+    pools = data.get("pools") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(pools, Mapping):
+        return data
+    read = dict(pools)
+    for name, pool in pools.items():
+        file = pool.get("autoscaling") if isinstance(pool, Mapping) else None
+        if isinstance(file, str):
+            path = folder / Path(file).expanduser()
+            load_policy(path)  # what is wrong with it is told with the policy's own name
+            read[name] = {**pool, "autoscaling": read_yaml(path)}
+    return {**data, "pools": read}
 
 
 def cache_dir() -> Path:

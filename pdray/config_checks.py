@@ -11,10 +11,12 @@ from pdray.core.mode import Mode
 from pdray.core.snapshot import Role
 from pdray.engine.attention import ATTENTION
 from pdray.policy.placement import PLACEMENT
+from pdray.policy.signals import DEFAULT_TARGETS
+from pdray.scaling_config import policy_problems
 from pdray.transfer import TRANSPORTS
 
 if TYPE_CHECKING:
-    from pdray.config import EngineSettings, PdrayConfig, ServeConfig
+    from pdray.config import EngineSettings, NodeGroupConfig, PdrayConfig, PoolConfig, ServeConfig
 
 
 def problems_of(config: PdrayConfig) -> list[Problem]:
@@ -24,6 +26,8 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
         *_node_groups(config),
         *(_phases(config) if config.mode is Mode.SERVICE else _roles(config)),
         *_role_bounds(config),
+        *_scaling(config),
+        *_budgets(config),
         *_engines(config),
         *_tiers(config),
         *_tenants(config),
@@ -93,7 +97,7 @@ def _role_bounds(config: PdrayConfig) -> Iterator[Problem]:
         return
     for name in ("prefill", "decode"):
         bounds = getattr(config.roles, name)
-        num = sum(pool.replicas for pool in config.pools.values() if pool.role == name)
+        num = sum(pool.first_replicas for pool in config.pools.values() if pool.role == name)
         if not bounds.min <= num <= bounds.max:
             yield Problem(
                 key=f"roles.{name}",
@@ -101,6 +105,53 @@ def _role_bounds(config: PdrayConfig) -> Iterator[Problem]:
                 accepted=f"min and max should have the {num} replicas of pools with role {name} "
                 "between them",
             )
+
+
+def _scaling(config: PdrayConfig) -> Iterator[Problem]:
+    for name, pool in config.pools.items():
+        policy = pool.autoscaling
+        if policy is None:
+            continue
+        key = f"pools.{name}.autoscaling"
+        yield from policy_problems(policy, f"{key}.")
+        if pool.replicas is not None and not policy.dry_run:
+            accepted = "leave it out, as the pool's autoscaling says how many there are"
+            yield Problem(key=f"pools.{name}.replicas", value=pool.replicas, accepted=accepted)
+        own = DEFAULT_TARGETS[Role.parse(pool.role)]
+        others = {signal for targets in DEFAULT_TARGETS.values() for signal in targets} - own.keys()
+        for signal in (policy.signals or {}).keys() & (others - {"batch_size"}):
+            accepted = f"signals of a pool with role {pool.role}: {', '.join(sorted(own))}"
+            yield Problem(key=f"{key}.signals", value=signal, accepted=accepted)
+
+
+def _budgets(config: PdrayConfig) -> Iterator[Problem]:
+    """What must be has to fit; what costs nothing cannot be limited."""
+    used = {name: group for pool in config.pools.values() for name, group in _groups(config, pool)}
+    if config.max_cost_per_hour is not None:
+        for name, group in used.items():
+            if group.cost_per_hour is None:
+                yield Problem(
+                    key=f"node_groups.{name}.cost_per_hour",
+                    value=None,
+                    accepted="should be set, as max_cost_per_hour is",
+                )
+    minima = [
+        (group, pool.autoscaling.min_replicas if pool.autoscaling else pool.first_replicas)
+        for pool in config.pools.values()
+        for _, group in _groups(config, pool)[:1]
+    ]
+    num_gpus = sum(num * group.resources_per_worker.get("GPU", 0.0) for group, num in minima)
+    cost = sum(num * (group.cost_per_hour or 0.0) for group, num in minima)
+    for key, least in (("max_gpu_budget", num_gpus), ("max_cost_per_hour", cost)):
+        limit = getattr(config, key)
+        if limit is not None and limit < least:
+            accepted = f"should be at least {least:g}, which all pools' minima take"
+            yield Problem(key=key, value=limit, accepted=accepted)
+
+
+def _groups(config: PdrayConfig, pool: PoolConfig) -> list[tuple[str, NodeGroupConfig]]:
+    names = [name for name in pool.node_groups if name in config.node_groups]
+    return [(name, config.node_groups[name]) for name in names]
 
 
 def _phases(config: PdrayConfig) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from pdray.core.snapshot import Role
 from pdray.event_log.recorder import Recorder
 from pdray.policy.placement import PLACEMENT
 from pdray.policy.roles import RoleBounds
+from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 
 
 def make_control_plane(config: PdrayConfig) -> ControlPlane:
@@ -29,6 +30,7 @@ def make_control_plane(config: PdrayConfig) -> ControlPlane:
             refuse_after_s=slo.ttft_s if settings.early_refusal else None,
             role_bounds=_role_bounds(config),
             slo=slo,
+            scaling=_scaling(config, slo),
         ),
         policy,
     )
@@ -57,3 +59,27 @@ def _role_bounds(config: PdrayConfig) -> dict[Role, RoleBounds] | None:
         role: RoleBounds(min_workers=each.min, max_workers=each.max)
         for role, each in bounds.items()
     }
+
+
+def _scaling(config: PdrayConfig, slo: Slo) -> ScalingSetup:
+    pools = []
+    for name, pool in config.pools.items():
+        role = Role.parse(pool.role)
+        policy = None if pool.autoscaling is None else pool.autoscaling.policy(role, slo)
+        pools.append(
+            PoolSetup(
+                name=name,
+                role=role,
+                node_groups=pool.node_groups,
+                replicas=pool.first_replicas,
+                policy=policy,
+            )
+        )
+    groups = {
+        name: GroupCost(
+            num_gpus=group.resources_per_worker.get("GPU", 0.0), cost_per_hour=group.cost_per_hour
+        )
+        for name, group in config.node_groups.items()
+    }
+    budget = Budget(max_gpus=config.max_gpu_budget, max_cost_per_hour=config.max_cost_per_hour)
+    return ScalingSetup(pools=tuple(pools), groups=groups, budget=budget)

@@ -181,5 +181,5 @@ def local_worker_configs(config: PdrayConfig, model_path: Path) -> list[WorkerCo
             tiers=config.tier_config(pool_name),
         )
         for pool_name, pool in config.pools.items()
-        for index in range(pool.replicas)
+        for index in range(pool.first_replicas)
     ]

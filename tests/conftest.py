@@ -13,6 +13,12 @@ os.environ.pop("RAY_ADDRESS", None)  # a test starts its own Ray, never joins an
 
 from pathlib import Path
 
+# Two processes that keep unlike signatures of one function at the same moment can leave numba an
+# index that names the one's code for the other's.
+if (process := os.environ.get("PYTEST_XDIST_WORKER", "gw0")) != "gw0":
+    folder = Path(__file__).parents[1] / ".pytest_cache" / f"numba-{process}"
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(folder))
+
 import pytest
 
 from pdray.core.clock import ManualClock

@@ -9,6 +9,7 @@ from pdray.core.placement import PlacementAsk, WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.slo import Slo
 from pdray.core.snapshot import KVSpan, Role, WorkerInfo, WorkerSnapshot, WorkerState
+from pdray.core.startup import StartupTimes
 from pdray.core.step_time import StepTime
 from pdray.policy.placement import PLACEMENT
 from pdray.policy.placement.base import PlacementPolicy
@@ -50,6 +51,7 @@ def make_info(
         max_model_len=max_model_len,
         max_sequence_tokens=max_sequence_tokens,
         kv_spans=(KVSpan(bytes_per_token=1024, window_tokens=None),),
+        startup=StartupTimes(process_s=1.5, imports_s=5.0, weights_s=2.0, warmup_s=1.0),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pdray.core.overview import Moment, Overview, PairOverview, Percentiles, WorkerOverview
+from pdray.core.scaling import Reading, ScalingDecision, TimedDecision
 
 _READY = WorkerOverview(
     pool="decode",
@@ -33,6 +34,25 @@ _STARTING = replace(
     step_s=None,
 )
 
+DECISION = TimedDecision(
+    unix_time=1_700_000_000.0,
+    decision=ScalingDecision(
+        pool="decode",
+        current=1,
+        starting=1,
+        standby=0,
+        readings=(Reading(signal="kv_utilization", value=0.95, target=0.85, workers=1.12),),
+        demand=1.12,
+        aggregated=1.1,
+        floor=0.0,
+        desired=2,
+        allowed=2,
+        previous=1,
+        is_dry_run=False,
+        reason="kv_utilization 0.95, target 0.85: 1.12 workers",
+    ),
+)
+
 OVERVIEW = Overview(
     application="app",
     mode="pooled",
@@ -56,6 +76,7 @@ OVERVIEW = Overview(
     max_in_flight=16,
     num_placed_by_how={"disaggregated": 3, "one_pool": 0, "short": 1, "cheaper": 0, "alone": 0},
     idle_pools=(),
+    scaling=(DECISION,),
     ttft=Percentiles(count=9, p50_s=0.4, p90_s=1.5, p99_s=2.5, max_s=3.0),
     itl=Percentiles(count=100, p50_s=0.04, p90_s=0.06, p99_s=0.08, max_s=0.1),
     requests_per_s=0.25,
@@ -74,6 +95,10 @@ OVERVIEW = Overview(
         for number in range(120)
     ),
 )
+
+
+async def scaling() -> tuple[TimedDecision, ...]:
+    return (DECISION,)
 
 
 async def overview() -> Overview:

@@ -23,7 +23,7 @@ from pdray.serve.keys import KeyRing
 from pdray.serve.phase_routes import max_output_tokens, phase_routes
 from tests.http_server import serving
 from tests.local_cluster import config_of, until_idle
-from tests.overviews import overview
+from tests.overviews import overview, scaling
 
 SECRET = "5" * 64
 
@@ -135,6 +135,7 @@ def api_of(
         missing=missing,
         metrics_text=metrics_text,
         overview=overview,
+        scaling=scaling,
         max_ongoing_requests=64,
         keys=keys,
     )

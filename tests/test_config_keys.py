@@ -8,6 +8,30 @@ from pathlib import Path
 from pdray.config import EngineOverrides, EngineSettings, PdrayConfig
 from pdray.config_report import all_keys
 
+POLICY_KEYS = [
+    "min_replicas",
+    "max_replicas",
+    "initial_replicas",
+    "standby_replicas",
+    "upscale_delay_s",
+    "downscale_delay_s",
+    "downscale_to_zero_delay_s",
+    "metrics_interval_s",
+    "look_back_period_s",
+    "aggregation_function",
+    "upscaling_factor",
+    "downscaling_factor",
+    "max_step_replicas",
+    "cooldown_s",
+    "slo.ttft_s",
+    "slo.itl_s",
+    "slo.percentile",
+    "signals.*",
+    "predictive",
+    "schedule",
+    "dry_run",
+]
+
 ENGINE_KEYS = [
     "block_size",
     "kv_cache_bytes",
@@ -29,9 +53,14 @@ KEYS = [
     "mode",
     "node_groups.*.resource",
     "node_groups.*.resources_per_worker.*",
+    "node_groups.*.accelerator_type",
+    "node_groups.*.labels.*",
+    "node_groups.*.cost_per_hour",
+    "node_groups.*.spot",
     *(f"node_groups.*.engine.{key}" for key in ENGINE_KEYS),
     "pools.*.role",
     "pools.*.replicas",
+    *(f"pools.*.autoscaling.{key}" for key in POLICY_KEYS),
     "pools.*.node_groups",
     *(f"pools.*.engine.{key}" for key in ENGINE_KEYS),
     "pools.*.tiers.host_bytes",
@@ -45,7 +74,10 @@ KEYS = [
     "slo.ttft_s",
     "slo.itl_s",
     "slo.percentile",
+    "max_gpu_budget",
+    "max_cost_per_hour",
     "transfer.transport",
+    "transfer.weights",
     "transfer.lease_s",
     "controller.placement",
     "controller.early_refusal",
@@ -80,8 +112,10 @@ def test_a_node_group_can_override_every_engine_key() -> None:
     assert list(EngineOverrides.model_fields) == list(EngineSettings.model_fields)
 
 
-def test_the_table_in_configs_readme_has_every_key() -> None:
-    text = (Path(__file__).parents[1] / "configs" / "README.md").read_text()
+def test_the_tables_in_the_readmes_have_every_key() -> None:
+    root = Path(__file__).parents[1]
+    tables = (root / "configs" / "README.md", root / "autoscaling" / "README.md")
+    text = "".join(path.read_text() for path in tables)
     written = set(re.findall(r"`([a-z_.]+)`", text))
     short = {key: key.removesuffix(".*").rpartition(".")[2] for key in KEYS}
     assert [key for key in KEYS if not {key, short[key]} & written] == []

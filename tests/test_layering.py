@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pdray"
 
-CONFIG = {"config", "config_checks", "config_report", "config_yaml", "kv_memory"}
+CONFIG = {"config", "config_checks", "config_report", "config_sections", "config_yaml"}
+CONFIG |= {"kv_memory", "scaling_config"}
 PARTS: dict[str, set[str]] = {
     "core": set(),
     "grammar": {"core"},
@@ -31,6 +32,8 @@ PARTS: dict[str, set[str]] = {
     "control": {"core", "policy"},
     "metrics": {"core"},
     "workload": {"core"},
+    # Of engine how much goes into a step: see the test of what it loads.
+    "simulation": {"core", "policy", "control", "workload", "metrics", "engine"},
     "worker": {"core", "kvcache", "engine", "transfer", "link", "metrics"},
     "frontend": {"core", "grammar", "kvcache", "link", "metrics", "gguf_parsing"},
     # What the checks ask for the names that registries know.
@@ -46,8 +49,9 @@ PARTS: dict[str, set[str]] = {
     # Of serve what needs no Ray: see the test of what it loads.
     "doctor": {"core", "config", "demo_model", "engine", "kvcache", "model_source", "serve"}
     | {"transfer"},
+    "profiling": {"core", "config", "doctor", "engine", "simulation", "transfer", "worker"},
     "cli": {"core", "config", "event_log", "model_source", "cluster", "doctor", "frontend"}
-    | {"policy", "serve"},
+    | {"policy", "profiling", "serve", "simulation"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -58,7 +62,13 @@ PLACES: dict[str, set[str]] = {
     "fastapi": {"serve/"},
     "starlette": {"serve/"},
     "uvicorn": {"serve/"},
-    "pydantic": {"config.py", "config_report.py", "serve/"},
+    "pydantic": {
+        "config.py",
+        "config_report.py",
+        "config_sections.py",
+        "scaling_config.py",
+        "serve/",
+    },
     "opentelemetry": {"serve/trace_exporter.py", "serve/tracing.py"},
     "nixl": {"transfer/nixl.py", "transfer/nixl_file.py"},
     "transformers": {
@@ -76,6 +86,7 @@ PLACES: dict[str, set[str]] = {
         "doctor/visible_gpus.py",
         "doctor/read_probe.py",
         "kv_memory.py",
+        "profiling/link_probe.py",
         "kvcache/block_copy.py",
         "kvcache/block_kernels.py",
         "kvcache/staging.py",
@@ -89,7 +100,8 @@ PLACES: dict[str, set[str]] = {
 }
 """Where alone a library may be imported. Others may be imported anywhere below ``core``."""
 
-TIMELESS = ["core", "policy", "control", "kvcache", "engine/scheduler.py", "engine/sequence.py"]
+TIMELESS = ["core", "policy", "control", "simulation", "workload", "kvcache"]
+TIMELESS += ["engine/scheduler.py", "engine/sequence.py", "engine/step_budget.py"]
 """Here time and randomness are arguments."""
 
 ASYNC = {"link", "worker", "frontend", "cluster", "serve", "local", "cli"}
@@ -225,12 +237,14 @@ LOADS: list[tuple[str, set[str]]] = [
     ("link", NEVER | HEAVY),
     ("metrics", NEVER | HEAVY),
     ("workload", NEVER | HEAVY),
+    ("simulation", NEVER | HEAVY),
     ("kvcache", NEVER | {"nixl", "transformers"}),
     ("frontend", NEVER | {"nixl"}),
     # transformers' model code loads pydantic where it is installed.
     ("engine", {"ray", "fastapi", "nixl"}),
     ("transfer", {"ray", "fastapi"}),
     ("worker", {"ray", "fastapi"}),
+    ("profiling", {"ray", "fastapi"}),
 ]
 """Each Ray-free package and what importing all of it must not load. One process imports them in
 this order, so what one may load, those after it may too."""
@@ -264,7 +278,7 @@ def test_importing_a_package_loads_nothing_from_above() -> None:
     assert dict(zip(parts, loaded(*steps), strict=True)) == dict.fromkeys(parts, "")
 
 
-def test_the_files_that_the_simulator_will_share_load_no_torch() -> None:
+def test_what_the_simulator_follows_loads_no_torch() -> None:
     files = ["kvcache.block_pool", "engine.config", "engine.scheduler", "engine.sequence"]
     assert loaded(([f"pdray.{name}" for name in files], NEVER | HEAVY)) == [""]
 

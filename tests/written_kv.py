@@ -18,7 +18,7 @@ from pdray.engine.prefix_fill import PrefixFill
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
 from pdray.engine.sequence import Sequence
 from pdray.engine.sequence_blocks import SequenceBlocks
-from pdray.engine.step_budget import StepBudget
+from pdray.engine.step_budget import KnownStepTimes, StepBudget
 from pdray.kvcache.block_pool import BlockPool
 from pdray.kvcache.layout import KVGroup
 
@@ -46,7 +46,7 @@ def scheduler_of(
     block_size: int,
     max_tokens_per_step: int,
     max_batch_size: int,
-    fit: StepTimeFit | None = None,
+    fit: KnownStepTimes | None = None,
     itl_s: float | None = None,
 ) -> tuple[Scheduler, PrefixCache]:
     prefix_cache = PrefixCache(groups=groups, block_size=block_size, pool=pool, model_digest="m")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pdray.config import PdrayConfig
+from pdray.config import PdrayConfig, PoolConfig
 from pdray.core.mode import Mode
 
 _MEETINGS = {
@@ -25,9 +25,19 @@ def lines_of(config: PdrayConfig) -> Iterator[str]:
     moves = "" if config.mode is Mode.SOFT else f", KV moves through {config.transfer.transport}"
     yield f"  placement {config.controller.placement}{moves}"
     for name, pool in config.pools.items():
-        workers = "1 worker" if pool.replicas == 1 else f"{pool.replicas} workers"
+        workers = _workers(pool)
         groups = ", else ".join(_node_group(config, group) for group in pool.node_groups)
         yield f"  pool {name}: {workers}, role {pool.role}, on {groups}"
+
+
+def _workers(pool: PoolConfig) -> str:
+    policy = pool.autoscaling
+    if policy is None or policy.dry_run:
+        told = "" if policy is None else ", its autoscaling only says what it would do"
+        return ("1 worker" if pool.first_replicas == 1 else f"{pool.first_replicas} workers") + told
+    warm = f", {policy.standby_replicas} more warm" if policy.standby_replicas else ""
+    first = f"first {policy.first_replicas}"
+    return f"{policy.min_replicas} to {policy.max_replicas} workers, {first}{warm}"
 
 
 def _node_group(config: PdrayConfig, name: str) -> str:

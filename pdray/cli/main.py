@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pdray import __version__
-from pdray.cli import batch, doctor, explain, key, serve, status, top
+from pdray.cli import batch, doctor, explain, key, policy, profile, scaling, serve, status, top
 from pdray.cli.serve import EXIT_ERROR
 from pdray.core.errors import PdrayError
 from pdray.core.out_of_scope import out_of_scope
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     pdray.add_argument("--version", action="version", version=f"pdray {__version__}")
     commands = pdray.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, doctor, batch, status, top, explain, key):
+    shown = (serve, doctor, profile, batch, status, top, explain, policy, scaling, key)
+    for command in shown:
         command.add_parser(commands)
     return pdray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import httpx
 import msgspec
@@ -12,16 +13,28 @@ from rich.text import Text
 
 from pdray.core.errors import UnavailableError
 from pdray.core.overview import Overview, Percentiles, WorkerOverview
+from pdray.core.scaling import ScalingDecision, TimedDecision
+
+T = TypeVar("T")
 
 _TIMEOUT_S = 10.0
 
 
 def read_overview(http: httpx.Client, url: str) -> Overview:
     """Raises UnavailableError."""
+    return _read(http, url, "data", Overview)
+
+
+def read_scaling(http: httpx.Client, url: str) -> tuple[TimedDecision, ...]:
+    """Raises UnavailableError."""
+    return _read(http, url, "scaling", tuple[TimedDecision, ...])
+
+
+def _read(http: httpx.Client, url: str, what: str, kind: type[T]) -> T:
     try:
-        answer = http.get(f"{url.rstrip('/')}/dashboard/data", timeout=_TIMEOUT_S)
+        answer = http.get(f"{url.rstrip('/')}/dashboard/{what}", timeout=_TIMEOUT_S)
         answer.raise_for_status()
-        return msgspec.json.decode(answer.content, type=Overview)
+        return msgspec.json.decode(answer.content, type=kind)
     except (httpx.InvalidURL, httpx.HTTPError) as error:
         reason = str(error) or type(error).__name__
         raise UnavailableError(f"no overview from {url}: {reason}") from error
@@ -50,6 +63,8 @@ def _lines(overview: Overview) -> Iterator[Text]:
     yield _latency("TTFT", overview.ttft, overview.slo_ttft_s)
     yield _latency("ITL ", overview.itl, overview.slo_itl_s)
     yield _placed(overview)
+    for timed in overview.scaling:
+        yield _scaling(timed.decision)
     for pool in overview.idle_pools:
         yield Text(f"pool {pool} gets no requests while others do", "red")
     yield Text()
@@ -78,6 +93,14 @@ def _placed(overview: Overview) -> Text:
     ]
     why = f"; on one worker: {', '.join(others)}" if others else ""
     return Text(f"disaggregated {share:.0%}{why}")
+
+
+def _scaling(decision: ScalingDecision) -> Text:
+    acts = " (dry run)" if decision.is_dry_run else ""
+    return Text(
+        f"pool {decision.pool} wants {decision.allowed} workers{acts}: {decision.current} take "
+        f"work, {decision.starting} start, {decision.standby} are warm; {decision.reason}"
+    )
 
 
 def _workers(overview: Overview) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pdray.core.errors import ConfigError, UnsupportedModelError
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo
+from pdray.core.startup import StartupWatch
 
 from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle, WorkerHandle
@@ -24,6 +26,7 @@ from .messages import Heartbeat, StartFailure, WorkerSpec
 from .names import controller_name, find_controller
 
 if TYPE_CHECKING:
+    from pdray.worker.memory_files import MemoryFiles
     from pdray.worker.worker import Worker
 
 T = TypeVar("T")
@@ -57,11 +60,15 @@ class WorkerActor:
     async def ping(self) -> None:
         """Answers once the process runs."""
 
-    async def start(self) -> WorkerInfo | StartFailure:
-        """Makes the worker ready; called again, gives the same answer, but for a role that it has
-        got since."""
+    async def start(
+        self, process_s: float, peers: Sequence[WorkerAddress]
+    ) -> WorkerInfo | StartFailure:
+        """Makes the worker ready, ``process_s`` after its process was asked for, with the model of
+        one of the ``peers`` where that is faster. Called again, gives the same answer, but for a
+        role that it has got since."""
         if self._starting is None:
-            self._starting = asyncio.get_running_loop().create_task(self._start())
+            starting = self._start(StartupWatch(self._clock, process_s), peers)
+            self._starting = asyncio.get_running_loop().create_task(starting)
         await self._first_of(self._starting)
         if self._starting.done():
             started = self._starting.result()
@@ -111,10 +118,15 @@ class WorkerActor:
         either: list[asyncio.Future[T] | asyncio.Future[str]] = [task, self._ended]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _start(self) -> WorkerInfo | StartFailure:
+    async def _start(
+        self, watch: StartupWatch, peers: Sequence[WorkerAddress]
+    ) -> WorkerInfo | StartFailure:
         try:
-            worker = await asyncio.to_thread(self._build)
+            copy = await self._import_and_copy(peers)
+            watch.imported()
+            worker = await asyncio.to_thread(self._build, copy, watch)
             info = await worker.start()
+            watch.warmed_up()
         except (ConfigError, UnsupportedModelError) as error:
             return StartFailure(reason=str(error), is_final=True)
         except Exception as error:  # whatever it is, the reason must reach the user
@@ -123,9 +135,33 @@ class WorkerActor:
         self._worker = worker
         self._progress = "ready"
         self._crash_watch = asyncio.get_running_loop().create_task(self._watch_engine(worker))
-        return info
+        return replace(info, startup=watch.times())
 
-    def _build(self) -> Worker:
+    async def _import_and_copy(self, peers: Sequence[WorkerAddress]) -> MemoryFiles | None:
+        """Imports what takes seconds of computing, while the model is read: into the page cache, or
+        out of a peer."""
+        from pdray.engine.checkpoint import open_checkpoint
+        from pdray.model_source import find_model
+        from pdray.worker.model_copy import copy_model
+
+        spec, config = self._spec, self._spec.config
+        own = await asyncio.to_thread(find_model, config.model)
+        self._set_progress("importing torch and transformers")
+        importing = asyncio.to_thread(importlib.import_module, "pdray.worker.worker")
+        imported = asyncio.get_running_loop().create_task(importing)
+        copy = await copy_model(
+            config.transfer.weights,
+            own,
+            peers,
+            reader_id=f"{spec.worker_id}.files",
+            transport=config.transfer.transport,
+        )
+        if own is not None and copy is None:
+            open_checkpoint(own).read_ahead()
+        await imported
+        return copy
+
+    def _build(self, copy: MemoryFiles | None, watch: StartupWatch) -> Worker:
         from pdray.core.cluster_secret import newest_secret
         from pdray.model_source import resolve_model
         from pdray.worker.config import WorkerConfig
@@ -133,8 +169,17 @@ class WorkerActor:
         from pdray.worker.worker import build_worker
 
         spec, config = self._spec, self._spec.config
-        model_path = resolve_model(config.model, self._set_progress)
+        if copy is not None:
+            model_path = copy.model_path
+        else:
+            model_path = resolve_model(config.model, self._set_progress)
         self._set_progress(f"loading {config.model_name}")
+
+        def loaded() -> None:
+            watch.loaded()
+            if copy is not None:
+                copy.release_weights()
+
         return build_worker(
             WorkerConfig(
                 worker_id=spec.worker_id,
@@ -151,7 +196,8 @@ class WorkerActor:
                     lease_s=config.handles.lease_s, max_fraction=config.handles.max_fraction
                 ),
                 tiers=config.tier_config(spec.pool),
-            )
+            ),
+            loaded,
         )
 
     def _set_progress(self, text: str) -> None:

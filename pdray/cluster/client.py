@@ -24,6 +24,7 @@ from pdray.core.placement import (
     Refusal,
     ServingLimits,
 )
+from pdray.core.scaling import TimedDecision
 from pdray.metrics.exposition import merge_expositions
 from pdray.metrics.prometheus import FrontendMetrics
 
@@ -165,6 +166,11 @@ class RayControllerClient:
         """For operators. Raises UnavailableError where the controller does not answer in time."""
         call = self._call(lambda controller: controller.overview.remote())
         return await _in_time(call, "answered")
+
+    async def scaling(self) -> tuple[TimedDecision, ...]:
+        """The last decisions on the pools' numbers. Raises UnavailableError where the controller
+        does not answer in time."""
+        return await _in_time(self._call(lambda c: c.scaling.remote()), "answered")
 
     async def _send_round(self) -> None:
         await self._has_news.wait()

@@ -24,8 +24,10 @@ from pdray.core.placement import (
     PlacementAsk,
     Queued,
     Refusal,
+    WorkerAddress,
 )
 from pdray.core.request import WorkerId
+from pdray.core.scaling import TimedDecision
 from pdray.core.snapshot import WorkerInfo
 
 from .exit import exit_this_actor, force_exit_after
@@ -42,6 +44,7 @@ from .messages import (
 from .names import NAMESPACE, controller_name
 from .observations import Observations
 from .pool import WorkerPools
+from .pool_scaler import PoolScaler
 from .takeover import Takeover
 from .telemetry import controller_text, worker_texts
 
@@ -82,6 +85,7 @@ class ControllerActor:
         self._idle_pools: set[str] = set()
         self._introductions = Introductions(self._met)
         self._pools = WorkerPools(config, self, self._clock)
+        self._scaler = PoolScaler(self._control, self._pools, config.pools)
         application = config.serve.application
         own_name = controller_name(application, config.generation)
         self._takeover = Takeover(application, own_name, self._own_claim, self._pools)
@@ -187,14 +191,20 @@ class ControllerActor:
             num_in_flight=self._control.num_in_flight,
             max_in_flight=self._control.max_in_flight,
             num_placed_by_how=self._control.num_placed_by_how,
+            desired_workers=self._control.desired_workers,
             idle_pools=tuple(self._control.idle_pools(self._clock.now())),
-            limits=self._control.limits(),
+            can_place=self._control.can_place,
             layout_mismatch=self._control.layout_mismatch(),
         )
 
     async def overview(self) -> Overview:
         now = self._clock.now()
-        return self._observations.overview(self._config, self._control, await self.status(), now)
+        status, scaling = await self.status(), self._scaler.newest
+        return self._observations.overview(self._config, self._control, status, scaling, now)
+
+    async def scaling(self) -> tuple[TimedDecision, ...]:
+        """The last decisions of this life."""
+        return self._scaler.decisions
 
     async def claim(self) -> Claim:
         return self._own_claim()
@@ -218,11 +228,15 @@ class ControllerActor:
 
     # What becomes of workers: called by their slots
 
+    def addresses(self) -> Sequence[WorkerAddress]:
+        """Of workers that a new one may have its model from."""
+        return self._introductions.addresses()
+
     async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None:
         await self._introductions.introduce(info, handle)
 
     def worker_joined(self, info: WorkerInfo) -> None:
-        logger.info("worker joined: worker_id=%s", info.worker_id)
+        logger.info("worker joined: worker_id=%s started in %s", info.worker_id, info.startup)
         self._control.worker_joined(info, self._clock.now())
         if mismatch := self._control.layout_mismatch():
             logger.error("%s", mismatch)
@@ -257,6 +271,8 @@ class ControllerActor:
             role = str(flip.role.name).lower()
             logger.info("role: worker_id=%s is %s now: %s", flip.worker_id, role, flip.reason)
         self._tell_idle_pools(now)
+        if not self._takeover.is_retired:
+            self._scaler.look(now)
         self._deliver()
         frontend_ids = set(self._control.frontend_ids)
         self._waits = {r: w for r, w in self._waits.items() if w.frontend_id in frontend_ids}
@@ -285,8 +301,12 @@ class ControllerActor:
         self._me.shutdown.remote()
 
     async def _look_forever(self) -> None:
+        has_adopted = False
         while True:
             try:
+                if not has_adopted:
+                    self._scaler.found(await self._pools.adopt_living(), self._clock.now())
+                    has_adopted = True
                 await self._takeover.look()
             except Exception:  # workers are made by it: it must go on
                 logger.exception("looking for other generations failed")

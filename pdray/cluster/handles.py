@@ -16,6 +16,7 @@ from pdray.core.placement import (
     WorkerAddress,
 )
 from pdray.core.request import WorkerId
+from pdray.core.scaling import TimedDecision
 from pdray.core.snapshot import WorkerInfo
 
 from .messages import (
@@ -42,7 +43,7 @@ class WorkerHandle(Protocol):
     """``WorkerActor`` from outside."""
 
     ping: RemoteMethod[[], None]
-    start: RemoteMethod[[], WorkerInfo | StartFailure]
+    start: RemoteMethod[[float, Sequence[WorkerAddress]], WorkerInfo | StartFailure]
     join: RemoteMethod[[], str]
     meet: RemoteMethod[[Sequence[WorkerAddress]], dict[WorkerId, str]]
     metrics_text: RemoteMethod[[], bytes]
@@ -64,6 +65,7 @@ class ControllerHandle(Protocol):
     hold: RemoteMethod[[float], None]
     status: RemoteMethod[[], ControllerStatus]
     overview: RemoteMethod[[], Overview]
+    scaling: RemoteMethod[[], tuple[TimedDecision, ...]]
     claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], None]
     shutdown: RemoteMethod[[], None]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ray.exceptions import RayError
 
+from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo
 
@@ -46,6 +47,10 @@ class Introductions:
         meetings = [self._meet(newcomer, dialled)] if dialled else []
         meetings += [self._meet(other, [newcomer]) for other in dialling]
         await asyncio.gather(*meetings)
+
+    def addresses(self) -> list[WorkerAddress]:
+        """Of all workers that have started, the oldest first."""
+        return [guest.info.address for guest in self._guests.values()]
 
     def forget(self, worker_id: WorkerId) -> None:
         self._guests.pop(worker_id, None)

@@ -9,6 +9,7 @@ from pdray.core.placement import ServingLimits
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerSnapshot, WorkerState
+from pdray.core.startup import StartupTimes
 from pdray.metrics.window import LatencyCounts
 
 
@@ -84,7 +85,7 @@ class Claim:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
     """One place in a pool. ``progress`` is what its worker does in words; ``last_failure`` is
-    why its last worker ended, if it ended badly."""
+    why its last worker ended, if it ended badly. ``startup`` is of the one that is ready."""
 
     pool: str
     index: int
@@ -96,6 +97,11 @@ class WorkerStatus:
     num_failures: int
     last_failure: str | None
     is_hopeless: bool
+    startup: StartupTimes | None = None
+
+
+_DONE = (WorkerState.READY, WorkerState.DRAINING, WorkerState.STOPPED)
+"""Nothing is to be waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,21 +115,23 @@ class ControllerStatus:
     num_in_flight: int
     max_in_flight: int
     num_placed_by_how: dict[str, int]
+    desired_workers: dict[str, int]
     idle_pools: tuple[str, ...]
-    limits: ServingLimits | None
+    can_place: bool
+    """Or will, as soon as somebody asks: a pool may have gone to none."""
     layout_mismatch: str | None
 
     @property
     def is_ready(self) -> bool:
-        """Every place in every pool has a worker that takes requests."""
-        return all(worker.state is WorkerState.READY for worker in self.workers)
+        """Every place in every pool has a worker that takes requests, or is given up."""
+        return all(worker.state in _DONE for worker in self.workers)
 
     @property
     def missing(self) -> str:
         """Which workers are not ready, and why, in one line; empty where all are."""
         lines = []
         for worker in self.workers:
-            if worker.state is not WorkerState.READY:
+            if worker.state not in _DONE:
                 failure = f"; failed before: {worker.last_failure}" if worker.last_failure else ""
                 words = worker.progress or worker.state.value
                 lines.append(f"{worker.pool} worker {worker.index} ({words}{failure})")

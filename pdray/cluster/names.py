@@ -26,6 +26,13 @@ def worker_name(application: str, generation: str, pool: str, index: int) -> str
     return f"{application_prefix(application)}{generation}:worker:{pool}:{index}"
 
 
+def pool_and_index(name: str, application: str, generation: str) -> tuple[str, int] | None:
+    """The place of a worker of this generation; None for whatever else has the name."""
+    prefix = f"{application_prefix(application)}{generation}:worker:"
+    pool, _, index = name.removeprefix(prefix).rpartition(":")
+    return (pool, int(index)) if name.startswith(prefix) else None
+
+
 def is_controller(name: str) -> bool:
     return name.endswith(":controller")
 

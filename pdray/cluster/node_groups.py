@@ -14,6 +14,8 @@ class WorkerResources:
     num_cpus: float
     num_gpus: float
     resources: dict[str, float]
+    accelerator_type: str | None
+    label_selector: dict[str, str]
 
 
 def worker_resources(group: NodeGroupConfig) -> WorkerResources:
@@ -23,11 +25,23 @@ def worker_resources(group: NodeGroupConfig) -> WorkerResources:
     num_gpus = others.pop("GPU", 0.0)
     if group.resource is not None:
         others.setdefault(group.resource, 1.0)
-    return WorkerResources(num_cpus=num_cpus, num_gpus=num_gpus, resources=others)
+    return WorkerResources(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        resources=others,
+        accelerator_type=group.accelerator_type,
+        label_selector=dict(group.labels),
+    )
 
 
 _FIRST_PATIENCE_S = 10.0
 _MAX_PATIENCE_S = 600.0
+
+
+def steady_first(groups: tuple[str, ...], spot: frozenset[str]) -> tuple[str, ...]:
+    """For workers that a pool must always have: those that nobody takes away before ``spot``
+    ones."""
+    return tuple(sorted(groups, key=lambda group: group in spot))
 
 
 class GroupChoice:

@@ -8,6 +8,7 @@ from pdray.config import PdrayConfig
 from pdray.control.controller import ControlPlane
 from pdray.core.overview import Moment, Overview, PairOverview, Percentiles, WorkerOverview
 from pdray.core.request import WorkerId
+from pdray.core.scaling import TimedDecision
 from pdray.core.snapshot import WorkerSnapshot
 from pdray.core.step_time import StepWork
 from pdray.metrics.window import LatencyCounts, SlotCounts, percentiles_of
@@ -47,7 +48,12 @@ class Observations:
         self._read_before.pop(worker_id, None)
 
     def overview(
-        self, config: PdrayConfig, control: ControlPlane, status: ControllerStatus, now: float
+        self,
+        config: PdrayConfig,
+        control: ControlPlane,
+        status: ControllerStatus,
+        scaling: tuple[TimedDecision, ...],
+        now: float,
     ) -> Overview:
         window_s = self._window_s(now)
         ttft = percentiles_of(self._ttft.total(now, _WINDOW_SLOTS))
@@ -77,6 +83,7 @@ class Observations:
             max_in_flight=status.max_in_flight,
             num_placed_by_how=status.num_placed_by_how,
             idle_pools=status.idle_pools,
+            scaling=scaling,
             ttft=ttft,
             itl=itl,
             requests_per_s=requests_per_s,

@@ -1,32 +1,58 @@
-"""All pools of one generation: a slot for every worker that the config wants."""
+"""All pools of one generation: a slot for every worker that is wanted, or still has to leave."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 from pdray.config import PdrayConfig
 from pdray.core.clock import Clock
+from pdray.core.request import WorkerId
+from pdray.core.scaling import PlaceCounts, PoolTarget
 
 from .messages import WorkerStatus
+from .names import living_actors, pool_and_index
+from .node_groups import steady_first
 from .slot import WorkerEvents, WorkerSlot
 
 
 class WorkerPools:
-    """Reconciles: every slot finds its worker and, once ``fill`` was called, makes it."""
+    """Reconciles: every slot finds its worker and, once ``fill`` was called, makes it; there are as
+    many slots as the pool's target says."""
 
     def __init__(self, config: PdrayConfig, events: WorkerEvents, clock: Clock) -> None:
         self._config = config
         self._events = events
         self._clock = clock
         self._may_make = asyncio.Event()
-        self._slots = {
-            (name, index): self._new_slot(name, index)
+        self._targets = {
+            name: PoolTarget(
+                pool=name,
+                num_places=pool.first_replicas,
+                node_groups=pool.node_groups,
+                leave_first=(),
+            )
             for name, pool in config.pools.items()
-            for index in range(pool.replicas)
         }
+        self._slots: dict[tuple[str, int], WorkerSlot] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._failed_before: Counter[str] = Counter()
+        for name, target in self._targets.items():
+            for _ in range(target.num_places):
+                self._add_slot(name)
 
-    def _new_slot(self, pool: str, index: int) -> WorkerSlot:
-        return WorkerSlot(self._config, pool, index, self._events, self._clock, self._may_make)
+    async def adopt_living(self) -> dict[str, int]:
+        """Workers that a controller of this generation before has made, by pool: each has a slot
+        from now on."""
+        serve = self._config.serve
+        living: Counter[str] = Counter()
+        for name in await living_actors(serve.application):
+            place = pool_and_index(name, serve.application, self._config.generation)
+            if place is not None and place[0] in self._targets:
+                living[place[0]] += 1
+                if place not in self._slots:
+                    self._slots[place] = self._new_slot(*place)
+        return dict(living)
 
     def find(self, pool: str, index: int) -> WorkerSlot | None:
         return self._slots.get((pool, index))
@@ -42,12 +68,26 @@ class WorkerPools:
         since = [s.pending_since for s in self._slots.values() if s.pending_since is not None]
         return self._clock.now() - min(since) if since else 0.0
 
+    def places(self, pool: str) -> PlaceCounts:
+        slots = [slot for (name, _), slot in self._slots.items() if name == pool]
+        started = [slot.started for slot in slots if slot.started is not None]
+        return PlaceCounts(
+            num_starting=sum(slot.is_wanted and not slot.is_ready for slot in slots),
+            num_draining=sum(not slot.is_wanted for slot in slots),
+            num_failures=self._failed_before[pool] + sum(s.num_failed_starts for s in slots),
+            startup_s=max(started)[1] if started else None,
+        )
+
+    def set_target(self, target: PoolTarget) -> None:
+        self._targets[target.pool] = target
+        if self._may_make.is_set():
+            self._reconcile(target)
+
     def fill(self) -> None:
         """From now on every place has a worker, those that were given up as well."""
         self._may_make.set()
-        for (pool, index), slot in self._slots.items():
-            if slot.is_over:
-                self._slots[pool, index] = self._new_slot(pool, index)
+        for target in self._targets.values():
+            self._reconcile(target)
 
     def adopt_only(self) -> None:
         """From now on a worker that ends is followed by none."""
@@ -57,8 +97,44 @@ class WorkerPools:
         """Drains and ends one worker, if one is left, rather one that is not ready yet."""
         slots = [slot for slot in self._slots.values() if slot.is_wanted]
         if slots:
-            await min(slots, key=lambda slot: slot.is_ready).retire(drain=True)
+            await self._retire(min(slots, key=lambda slot: slot.is_ready))
 
     async def stop(self) -> None:
         """Ends all workers at once."""
         await asyncio.gather(*(slot.retire(drain=False) for slot in self._slots.values()))
+
+    def _reconcile(self, target: PoolTarget) -> None:
+        wanted = [slot for slot in self._slots.values() if slot.pool == target.pool]
+        wanted = [slot for slot in wanted if slot.is_wanted]
+        for _ in range(target.num_places - len(wanted)):
+            self._add_slot(target.pool)
+        # What has not started yet costs nobody anything; the youngest waits longest.
+        order: dict[WorkerId | None, int] = {
+            worker_id: place for place, worker_id in enumerate(target.leave_first)
+        }
+        wanted.sort(key=lambda s: (s.is_ready, order.get(s.worker_id, len(order)), -s.index))
+        for slot in wanted[: max(len(wanted) - target.num_places, 0)]:
+            slot.is_wanted = False
+            leaving = asyncio.get_running_loop().create_task(self._retire(slot))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+
+    async def _retire(self, slot: WorkerSlot) -> None:
+        await slot.retire(drain=True)
+        self._failed_before[slot.pool] += slot.num_failed_starts
+        del self._slots[slot.pool, slot.index]
+
+    def _add_slot(self, pool: str) -> None:
+        taken = {index for name, index in self._slots if name == pool}
+        index = next(index for index in range(len(taken) + 1) if index not in taken)
+        self._slots[pool, index] = self._new_slot(pool, index)
+
+    def _new_slot(self, pool: str, index: int) -> WorkerSlot:
+        groups = self._targets[pool].node_groups
+        policy = self._config.pools[pool].autoscaling
+        if policy is not None and index < policy.min_replicas:
+            spot = [name for name, group in self._config.node_groups.items() if group.spot]
+            groups = steady_first(groups, frozenset(spot))
+        return WorkerSlot(
+            self._config, pool, index, groups, self._events, self._clock, self._may_make
+        )

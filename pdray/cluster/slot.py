@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
 import ray
@@ -14,6 +15,7 @@ from ray.exceptions import RayActorError, RayError
 
 from pdray.config import PdrayConfig
 from pdray.core.clock import Clock
+from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 
@@ -41,6 +43,7 @@ _LOOK_AGAIN_S = 1.0
 class WorkerEvents(Protocol):
     """Who is told what becomes of workers."""
 
+    def addresses(self) -> Sequence[WorkerAddress]: ...
     async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None: ...
     def worker_joined(self, info: WorkerInfo) -> None: ...
     def worker_draining(self, worker_id: WorkerId) -> None: ...
@@ -59,6 +62,7 @@ class WorkerSlot:
         config: PdrayConfig,
         pool: str,
         index: int,
+        node_groups: tuple[str, ...],
         events: WorkerEvents,
         clock: Clock,
         may_make: asyncio.Event,
@@ -68,12 +72,15 @@ class WorkerSlot:
         self.progress = ""
         self.is_wanted = True
         self.pending_since: float | None = None
+        self.num_failed_starts = 0
+        self.started: tuple[float, float] | None = None
+        """When the last worker here joined, and how long its start had taken."""
         self._config = config
         self._events = events
         self._clock = clock
         self._may_make = may_make
         self._silence = Silence(clock.now())
-        self._groups = GroupChoice(config.pools[pool].node_groups)
+        self._groups = GroupChoice(node_groups)
         self._info: WorkerInfo | None = None
         self._state = WorkerState.STARTING
         self._num_failures = 0
@@ -84,6 +91,11 @@ class WorkerSlot:
     @property
     def is_ready(self) -> bool:
         return self._state is WorkerState.READY
+
+    @property
+    def worker_id(self) -> WorkerId | None:
+        """None where no worker has joined."""
+        return None if self._info is None else self._info.worker_id
 
     @property
     def handle(self) -> WorkerHandle | None:
@@ -104,6 +116,7 @@ class WorkerSlot:
             last_failure=failure.reason if failure else None,
             is_hopeless=failure is not None
             and (failure.is_final or self._num_failures >= _HOPELESS_AFTER_FAILURES),
+            startup=self._info.startup if self._info else None,
         )
 
     @property
@@ -158,12 +171,16 @@ class WorkerSlot:
                 logger.exception("worker cannot be made: %s", self._name)
                 failure = StartFailure(reason=f"{type(error).__name__}: {error}", is_final=False)
             finally:
+                has_joined = self._info is not None
                 self._leave()
+            if failure is not None and not has_joined:
+                self.num_failed_starts += 1
             if failure is not None and self.is_wanted:
                 await self._back_off(failure)
 
     async def _live_once(self) -> StartFailure | None:
         """One worker's life; what it ended of, or None where it is time for another group."""
+        asked_at = self._clock.now()
         self._handle = handle = await self._get_or_make()
         if handle is None:
             with contextlib.suppress(TimeoutError):
@@ -174,10 +191,11 @@ class WorkerSlot:
             self._groups.next()
             return None
         try:
-            answer = await self._while_heard(handle.start.remote())
+            process_s = self._clock.now() - asked_at
+            starting = handle.start.remote(process_s, self._events.addresses())
+            answer = await self._while_heard(starting)
             if isinstance(answer, WorkerInfo):
-                await self._events.worker_started(answer, handle)
-                self._join(answer)
+                await self._meet_others(answer, handle)
                 reason = await self._live(handle)
                 answer = StartFailure(reason=reason, is_final=False)
         except TimeoutError as error:
@@ -237,6 +255,8 @@ class WorkerSlot:
                 num_cpus=resources.num_cpus,
                 num_gpus=resources.num_gpus,
                 resources=resources.resources,
+                accelerator_type=resources.accelerator_type,
+                label_selector=resources.label_selector,
             )
             .remote,
             spec,
@@ -253,10 +273,21 @@ class WorkerSlot:
             self.pending_since = None
         return True
 
+    async def _meet_others(self, info: WorkerInfo, handle: WorkerHandle) -> None:
+        """And then join."""
+        started_at = self._clock.now()
+        await self._events.worker_started(info, handle)
+        if info.startup is not None:
+            meeting_s = self._clock.now() - started_at
+            info = replace(info, startup=replace(info.startup, meeting_s=meeting_s))
+        self._join(info)
+
     def _join(self, info: WorkerInfo) -> None:
         self._info = info
         self._state = WorkerState.READY
         self._last_failure = None
+        if info.startup is not None:
+            self.started = (self._clock.now(), info.startup.total_s)
         self._events.worker_joined(info)
 
     def _leave(self) -> None:

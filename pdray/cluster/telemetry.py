@@ -51,6 +51,14 @@ def controller_text(status: ControllerStatus) -> bytes:
             f'pdray_requests_placed_total{{how="{how}"}} {count}'
             for how, count in status.num_placed_by_how.items()
         ),
+        *_header(
+            "pdray_desired_workers",
+            "Workers that a pool's policy wants, whether or not it may act.",
+        ),
+        *(
+            f'pdray_desired_workers{{pool="{pool}"}} {count}'
+            for pool, count in sorted(status.desired_workers.items())
+        ),
         *_header("pdray_idle_pool", "1 for a pool that gets no requests while others do."),
         *(
             f'pdray_idle_pool{{pool="{pool}"}} {int(pool in status.idle_pools)}'
@@ -60,6 +68,14 @@ def controller_text(status: ControllerStatus) -> bytes:
         *(
             f'pdray_num_workers{{pool="{pool}",state="{state}"}} {count}'
             for (pool, state), count in sorted(workers.items())
+        ),
+        *_header("pdray_worker_startup_seconds", "What a worker's start took, part by part."),
+        *(
+            f'pdray_worker_startup_seconds{{pool="{worker.pool}",index="{worker.index}",'
+            f'part="{part}"}} {seconds:.3f}'
+            for worker in status.workers
+            if worker.startup is not None
+            for part, seconds in worker.startup.parts()
         ),
     ]
     return "".join(f"{line}\n" for line in lines).encode()

@@ -27,15 +27,17 @@ application's."""
 
 
 class Capacity:
-    """Of all living workers, ready or not. Answers cost nothing: they are made when a worker comes
-    or leaves."""
+    """Of all living workers, ready or not; while no pair lives, of the last that did, as the next
+    will be alike. Answers cost nothing: they are made when a worker comes or leaves."""
 
     def __init__(self, phases: Role) -> None:
         self._phases = phases
         self._kinds: Counter[Kind] = Counter()
         self._pairs: list[Pair] = []
         self.limits: ServingLimits | None = None
-        """None while no pair of workers lives."""
+        """None until a pair of workers has lived."""
+        self.has_pair = False
+        """Whether one lives now."""
 
     def add(self, info: WorkerInfo) -> None:
         self._change(kind_of(info), 1)
@@ -56,7 +58,9 @@ class Capacity:
         for info in infos:
             expected.add(info)
         assert self._kinds == expected._kinds, "workers are not those that live"
-        assert self.limits == expected.limits, (self.limits, expected.limits)
+        assert self.has_pair == expected.has_pair
+        if expected.limits is not None:
+            assert self.limits == expected.limits, (self.limits, expected.limits)
 
     def _change(self, kind: Kind, change: int) -> None:
         had = self._kinds[kind]
@@ -64,8 +68,10 @@ class Capacity:
         if self._kinds[kind] == 0:
             del self._kinds[kind]
         if not had or not self._kinds[kind]:
-            self._pairs = list(_pairs(self._kinds, self._phases))
-            self.limits = _limits(self._pairs)
+            pairs = list(_pairs(self._kinds, self._phases))
+            self.has_pair = bool(pairs)
+            if pairs:
+                self._pairs, self.limits = pairs, _limits(pairs)
 
 
 def kind_of(info: WorkerInfo) -> Kind:
@@ -95,10 +101,8 @@ def _largest(kinds: Iterable[Kind], role: Role) -> Kind | None:
     return max(able, key=lambda k: (k.max_sequence_tokens, k.max_model_len), default=None)
 
 
-def _limits(pairs: Iterable[Pair]) -> ServingLimits | None:
+def _limits(pairs: Iterable[Pair]) -> ServingLimits:
     found = [[kind for kind in pair if kind is not None] for pair in pairs]
-    if not found:
-        return None
     max_model_len = max(min(kind.max_model_len for kind in pair) for pair in found)
     largest = max(found, key=lambda pair: pair[-1].max_sequence_tokens)[-1]
     return ServingLimits(

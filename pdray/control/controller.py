@@ -21,12 +21,15 @@ from pdray.core.placement import (
 )
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
+from pdray.core.scaling import PlaceCounts, PoolTarget, ScalingDecision
 from pdray.core.slo import Slo
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
 from pdray.policy.admission import max_in_flight
 from pdray.policy.placement.base import PlacementPolicy
 from pdray.policy.roles import RoleBounds, RoleFlip
+from pdray.policy.scaling.base import ScalingSetup
 
+from .autoscaler import Autoscaler
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .journal import Journal, event
@@ -43,7 +46,8 @@ class ControlConfig:
     it is known which worker has their KV before that says so itself, ``max_known_blocks`` of
     workers' prefix caches are known. ``refuse_after_s``: a prompt that would have to wait for
     longer before it is computed is refused at once. With ``role_bounds``, of both roles, workers
-    change their role where ``slo`` is better kept then."""
+    change their role where ``slo`` is better kept then. ``scaling`` says how many workers each pool
+    should have."""
 
     max_queued_requests: int
     queue_timeout_s: float
@@ -54,6 +58,7 @@ class ControlConfig:
     refuse_after_s: float | None = None
     role_bounds: dict[Role, RoleBounds] | None = None
     slo: Slo | None = None
+    scaling: ScalingSetup | None = None
     max_known_prefixes: int = 65536
     max_known_blocks: int = 10_000_000
 
@@ -92,6 +97,9 @@ class ControlPlane:
         if config.role_bounds is not None:
             assert config.slo is not None, "roles change for an SLO"
             self._roles = Roles(self._fleet, config.slo, config.role_bounds)
+        self._autoscaler: Autoscaler | None = None
+        if config.scaling is not None:
+            self._autoscaler = Autoscaler(self._fleet, config.scaling)
         self._role_flips: list[RoleFlip] = []
         self._decisions: list[Placement | Refusal] = []
 
@@ -141,6 +149,8 @@ class ControlPlane:
         """Answers in the order of ``asks``. An ask repeated gets its answer again; one that is
         to be placed anew must be reported as finished first."""
         self._frontend(frontend_id, now)
+        if self._autoscaler is not None:
+            self._autoscaler.arrived(len(asks), now)
         return [self._router.place(frontend_id, ask, now) for ask in asks]
 
     @event
@@ -191,7 +201,32 @@ class ControlPlane:
         self._forget(frontend_id, now)
         self._place_queued(now)
 
+    # Events of pools
+
+    @event
+    def places_told(self, pool: str, places: PlaceCounts, now: float) -> None:
+        """What a pool has besides its workers."""
+        if self._autoscaler is not None:
+            self._autoscaler.places_told(pool, places)
+
+    @event
+    def places_found(self, pool: str, num_places: int, now: float) -> None:
+        """So many workers lived when this control plane was made: its pool starts with them."""
+        if self._autoscaler is not None:
+            self._autoscaler.places_found(pool, num_places)
+
     # Time, and what came of it all
+
+    @event
+    def scale(self, unix_time: float, now: float) -> list[ScalingDecision]:
+        """Looks at the pools whose time has come; every second or so."""
+        if self._autoscaler is None:
+            return []
+        decisions = self._autoscaler.look(
+            self._router.num_queued, self._router.queued_tokens, unix_time, now
+        )
+        self._place_queued(now)
+        return decisions
 
     @event
     def tick(self, now: float) -> None:
@@ -235,9 +270,26 @@ class ControlPlane:
 
     # What is so
 
+    def pool_targets(self) -> tuple[PoolTarget, ...]:
+        """What the pools should have now; none where nothing is scaled."""
+        return () if self._autoscaler is None else self._autoscaler.targets()
+
+    @property
+    def desired_workers(self) -> dict[str, int]:
+        """What each pool's policy wants, whether or not it may act."""
+        return {} if self._autoscaler is None else self._autoscaler.desired
+
     def limits(self) -> ServingLimits | None:
-        """None while there is no worker for one of the roles."""
+        """None until there was a worker for each of the phases."""
         return self._fleet.limits()
+
+    @property
+    def can_place(self) -> bool:
+        """Whether there is a worker for each phase, or will be as soon as somebody asks."""
+        if self._fleet.has_pair:
+            return True
+        goes_to_none = self._autoscaler is not None and self._autoscaler.may_have_none
+        return goes_to_none and self._fleet.limits() is not None
 
     def layout_mismatch(self) -> str | None:
         """Why some workers can never work together; None where all can."""

@@ -121,12 +121,18 @@ class Fleet:
         return None if cost is None else cost.read_s(num_bytes)
 
     def could_hold(self, ask: PlacementAsk) -> bool:
-        """Whether some pair of living workers, once empty, could hold this request."""
+        """Whether some pair of living workers, once empty, could hold this request; of the last
+        ones where none lives."""
         return self._capacity.could_hold(ask)
 
     def limits(self) -> ServingLimits | None:
-        """None while no pair of workers lives."""
+        """None until a pair of workers has lived; of none that lives, those of the last."""
         return self._capacity.limits
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether there are living workers for all phases that can work together."""
+        return self._capacity.has_pair
 
     # Events
 
@@ -198,6 +204,12 @@ class Fleet:
         if record is not None:
             record.is_draining = True
             self._ready.refresh(record)
+
+    def set_standby(self, worker_id: WorkerId, is_standby: bool) -> None:
+        """A living worker that is warm, and gets no work until it is wanted."""
+        record = self._workers[worker_id]
+        record.is_standby = is_standby
+        self._ready.refresh(record)
 
     def book_prefill(self, worker_id: WorkerId, num_tokens: int, now: float) -> None:
         """A prompt is on its way to this worker, which must be alive."""

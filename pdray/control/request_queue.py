@@ -21,6 +21,8 @@ class RequestQueue:
         self._places: dict[str, tuple[int, int, str]] = {}
         self._by_urgency: list[tuple[int, int, str]] = []
         self._num_arrived = 0
+        self.num_prompt_tokens = 0
+        """Of all that wait."""
 
     def __len__(self) -> int:
         return len(self._by_arrival)
@@ -50,11 +52,13 @@ class RequestQueue:
         place = (queued.ask.priority, self._num_arrived, request_id)
         self._num_arrived += 1
         self._by_arrival[request_id] = queued
+        self.num_prompt_tokens += queued.ask.num_prompt_tokens
         self._places[request_id] = place
         insort(self._by_urgency, place)
 
     def remove(self, request_id: str) -> None:
-        del self._by_arrival[request_id]
+        queued = self._by_arrival.pop(request_id)
+        self.num_prompt_tokens -= queued.ask.num_prompt_tokens
         del self._by_urgency[bisect_left(self._by_urgency, self._places.pop(request_id))]
 
     def of_frontend(self, frontend_id: str) -> list[str]:
@@ -66,5 +70,7 @@ class RequestQueue:
             for queued in sorted(self._by_arrival.values(), key=lambda each: each.ask.priority)
         ]
         assert [request_id for _, _, request_id in self._by_urgency] == expected
+        num_tokens = sum(queued.ask.num_prompt_tokens for queued in self._by_arrival.values())
+        assert self.num_prompt_tokens == num_tokens
         queued_at = [queued.queued_at for queued in self._by_arrival.values()]
         assert queued_at == sorted(queued_at), "the queue is not in order of arrival"

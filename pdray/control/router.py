@@ -55,6 +55,10 @@ class Router:
     def num_queued(self) -> int:
         return len(self._queue)
 
+    @property
+    def queued_tokens(self) -> int:
+        return self._queue.num_prompt_tokens
+
     def place(
         self, frontend_id: str, ask: PlacementAsk, now: float
     ) -> Placement | Queued | Refusal:

@@ -39,6 +39,7 @@ class WorkerRecord:
         self.number = number
         self.snapshot: WorkerSnapshot | None = None
         self.is_draining = False
+        self.is_standby = False
         self.is_stale = False
         self.seen_at = now
         self.prefill_backlog_tokens = 0
@@ -50,7 +51,7 @@ class WorkerRecord:
 
     @property
     def is_ready(self) -> bool:
-        if self.is_draining or self.is_stale:
+        if self.is_draining or self.is_stale or self.is_standby:
             return False
         return self.snapshot is None or self.snapshot.state is WorkerState.READY
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from pdray.core.request import Request, WorkerId
 
+RESERVED_MARGIN_TOKENS = 128
+"""Room to grow that a reservation holds beyond its prompt; preemption covers what is longer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handoff:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pdray.core.scaling import TimedDecision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
@@ -83,6 +85,8 @@ class Overview:
     max_in_flight: int
     num_placed_by_how: dict[str, int]
     idle_pools: tuple[str, ...]
+    scaling: tuple[TimedDecision, ...]
+    """The newest decision for each pool that is scaled."""
     ttft: Percentiles | None
     itl: Percentiles | None
     requests_per_s: float

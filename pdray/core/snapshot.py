@@ -11,6 +11,7 @@ from pdray.core.link_cost import LinkCost
 from pdray.core.mode import Mode
 from pdray.core.placement import PlacementAsk, WorkerAddress
 from pdray.core.request import WorkerId
+from pdray.core.startup import StartupTimes
 from pdray.core.step_time import StepTime
 
 
@@ -73,6 +74,8 @@ class WorkerInfo:
     """Prompt and output tokens of the longest sequence that its empty KV memory could hold,
     never more than ``max_model_len``."""
     kv_spans: tuple[KVSpan, ...]
+    startup: StartupTimes | None = None
+    """None where nobody has measured it."""
 
     def kv_bytes(self, num_tokens: int) -> int:
         """What has to be read, on each rank, of a sequence of so many tokens."""
@@ -136,6 +139,10 @@ class WorkerView(Protocol):
 
     @property
     def info(self) -> WorkerInfo: ...
+
+    @property
+    def snapshot(self) -> WorkerSnapshot | None:
+        """The newest one; None until the first."""
 
     @property
     def is_ready(self) -> bool:

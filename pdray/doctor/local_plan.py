@@ -72,7 +72,7 @@ def plan_of(config: PdrayConfig, node_group: str | None) -> LocalPlan:
 
 def _all_pools(config: PdrayConfig) -> tuple[PoolHere, ...]:
     return tuple(
-        _pool_here(config, name, pool.node_groups[0], pool.replicas)
+        _pool_here(config, name, pool.node_groups[0], pool.max_replicas)
         for name, pool in config.pools.items()
     )
 
@@ -93,7 +93,7 @@ def _pools_on(config: PdrayConfig, node_group: str) -> tuple[PoolHere, ...]:
     for name in names:
         room = [int(free[key] // amount) for key, amount in resources.items() if key in free]
         # One at least: what a worker would lack here is to be found.
-        num_workers = max(1, min([config.pools[name].replicas, *room]))
+        num_workers = max(1, min([config.pools[name].max_replicas, *room]))
         for key, amount in resources.items():
             if key in free:
                 free[key] = max(0.0, free[key] - num_workers * amount)

@@ -61,12 +61,16 @@ class Checkpoint:
     def read_ahead(self) -> None:
         """Has the system read the files in their order while the model is built, without waiting
         for it; but no files that would push each other out of memory."""
-        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if self.num_bytes > memory_bytes // 2:
+        if self.num_bytes > memory_bytes() // 2:
             return
         for path in self.weight_files:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
+def memory_bytes() -> int:
+    """Of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -21,10 +21,10 @@ from pdray.engine.cuda_graphs import Recorder, recorder_for
 from pdray.engine.ending import Ending
 from pdray.engine.grammar import Grammars
 from pdray.engine.holds import Holds
-from pdray.engine.host import prepare_host
 from pdray.engine.launcher import LaunchedStep, Launcher
 from pdray.engine.limits import check_limits, longest_sequence
-from pdray.engine.model import LoadedModel, check_ranks, load_model
+from pdray.engine.loading import load_parts
+from pdray.engine.model import LoadedModel
 from pdray.engine.outputs import SequenceOutput, StepOutput
 from pdray.engine.pausing import Pausing
 from pdray.engine.prefix_cache import PrefixCache
@@ -143,25 +143,22 @@ class Engine:
     def load(cls, model_path: Path, config: EngineConfig) -> Engine:
         """Slow. Raises UnsupportedModelError, ConfigError for limits that cannot be, and
         RankLostError."""
-        prepare_host(config)
-        if config.tensor_parallel == 1:
-            loaded = load_model(model_path, dtype=config.dtype, device=config.device)
-            return cls(
-                loaded,
-                config,
-                recorder=recorder_for(config.device),
-                runs_ahead=gains_by_running_ahead(config.device),
-            )
-        check_ranks(model_path, config.tensor_parallel)
-        ranks = Ranks(model_path, config)
+        return cls.of(*load_parts(model_path, config), config)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, ranks: Ranks | None, config: EngineConfig) -> Engine:
+        """As is best on its device, and warmed up. The ``ranks`` are its own, also where this
+        raises: ConfigError for limits that cannot be, and RankLostError."""
+        recorder = None if ranks else recorder_for(config.device)
+        runs_ahead = ranks is None and gains_by_running_ahead(config.device)
         try:
-            loaded = load_model(
-                model_path, dtype=config.dtype, device=config.device, group=ranks.group
-            )
-            return cls(loaded, config, ranks)
+            engine = cls(loaded, config, ranks, recorder, runs_ahead)
+            engine._launcher.warm_up(engine.storage.scratch_block_id)
         except BaseException:
-            ranks.close()
+            if ranks is not None:
+                ranks.close()
             raise
+        return engine
 
     def use_tiers(self, next_tier: NextTier, on_turn_end: TurnEnd) -> None:
         """Evicted blocks go to ``next_tier``; ``on_turn_end`` is called with the lock held."""

@@ -9,6 +9,7 @@ import torch
 
 from pdray.engine.batch import build_batch
 from pdray.engine.runner import Runner
+from pdray.engine.sampling.blocks import BlockMaxima
 from pdray.engine.sampling.prompt_scores import PromptScores
 from pdray.engine.sampling.sampled import Sampled, SampledToken
 from pdray.engine.sampling.sampler import Sampler
@@ -16,6 +17,7 @@ from pdray.engine.scheduler import StepPlan
 from pdray.engine.sequence import Sequence
 from pdray.engine.tensor_parallel.ranks import LeadRunner
 from pdray.engine.upload import upload
+from pdray.engine.warming import scratch_batches
 from pdray.kvcache.layout import KVLayout
 
 
@@ -57,6 +59,12 @@ class Launcher:
         sequences = tuple(chunk.sequence for chunk in batch.sampled_chunks)
         sampled = self._sampler.sample(logits_SV, sequences, num_unread=int(previous is not None))
         return LaunchedStep(plan, sequences, sampled, prompt_scores)
+
+    @torch.inference_mode()
+    def warm_up(self, scratch_block_id: int) -> None:
+        """To be called once, before there are requests. Raises RankLostError."""
+        for batch in scratch_batches(self._layout, scratch_block_id):
+            BlockMaxima(self.runner.run(batch)).best_ids_S.tolist()  # waits for the device
 
 
 def newest_tokens(plan: StepPlan, previous: LaunchedStep) -> torch.Tensor:

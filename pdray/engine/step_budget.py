@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from pdray.core.step_time import StepWork
-from pdray.core.step_time_fit import StepTimeFit
+from typing import Protocol
+
+from pdray.core.step_time import StepTime, StepWork
 
 FLOOR_TOKENS = 16
 """Of a prompt that every step computes, whatever it takes: prompts are never starved."""
 FIRST_GUESS_TOKENS = 128
 """As many beside decodes until it is known how long they take."""
+
+
+class KnownStepTimes(Protocol):
+    """What is known of how long steps take: a StepTimeFit, but for whoever only foretells."""
+
+    @property
+    def step_time(self) -> StepTime | None: ...
+
+    @property
+    def high_ratio(self) -> float: ...
+
+    def knows(self, *, prompts: bool) -> bool: ...
 
 
 class StepBudget:
@@ -18,7 +31,7 @@ class StepBudget:
 
     def __init__(
         self,
-        fit: StepTimeFit,
+        fit: KnownStepTimes,
         *,
         max_tokens_per_step: int,
         max_batch_size: int,

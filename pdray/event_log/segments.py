@@ -50,7 +50,7 @@ def segments(folder: Path, name: str = "*") -> list[Path]:
 def read_segment(path: Path) -> tuple[ControlPlane, Iterator[Entry]]:
     """What was known at its begin, and what was told since. Raises EventLogError, also while the
     entries are read; a last line that was cut is left out."""
-    lines = _whole_lines(path)
+    lines = whole_lines(path)
     first = next(lines, None)
     if first is None:
         raise EventLogError(f"{path} is empty")
@@ -66,7 +66,8 @@ def read_segment(path: Path) -> tuple[ControlPlane, Iterator[Entry]]:
     return restore(base64.b64decode(header.checkpoint)), (decode(line) for line in lines)
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """Without their ends, and without a last one that was cut."""
     with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):

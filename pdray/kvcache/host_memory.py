@@ -7,6 +7,8 @@ import mmap
 
 _MADV_POPULATE_WRITE = 23
 """From Linux 5.14 on; Python has no name for it."""
+_STEP_BYTES = 256 << 20
+"""A fraction of a second: madvise keeps Python's lock, and others have to say that they live."""
 
 
 def map_host_memory(num_bytes: int) -> mmap.mmap:
@@ -17,7 +19,8 @@ def map_host_memory(num_bytes: int) -> mmap.mmap:
     # What is read here and there misses the TLB less often.
     memory.madvise(mmap.MADV_HUGEPAGE)
     try:
-        memory.madvise(_MADV_POPULATE_WRITE)
+        for start in range(0, num_bytes, _STEP_BYTES):
+            memory.madvise(_MADV_POPULATE_WRITE, start, min(_STEP_BYTES, num_bytes - start))
     except OSError as error:
         if error.errno != errno.EINVAL:  # an older system's pages come one by one
             raise

@@ -10,7 +10,7 @@ from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 11
+WIRE_VERSION = 12
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -254,6 +254,47 @@ class Lent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     watermark: Watermark | None
 
 
+class AskFiles(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Starting worker to one that serves: lend me the files that you have loaded your model from,
+    until this link ends."""
+
+
+class LentFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A plain name, and whether it holds weights."""
+
+    name: str
+    num_bytes: int
+    is_weights: bool
+
+
+class LentFiles(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The answer to AskFiles. The reader has ``num_slots`` blocks of the arena that
+    ``transfer_description`` is of; a ``refusal`` comes alone."""
+
+    refusal: str | None
+    files: tuple[LentFile, ...] = ()
+    num_slots: int = 0
+    slot_bytes: int = 0
+    transfer_description: bytes = b""
+
+
+class AskChunk(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Reader to owner: put what the file has from ``offset`` on, as much as fits, into this slot,
+    which I have done with."""
+
+    file: int
+    offset: int
+    slot: int
+
+
+class LentChunk(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The answer to AskChunk: it is there, or why not. ``checksum`` is its CRC-32."""
+
+    slot: int
+    checksum: int
+    failure: str | None
+
+
 Message = (
     Hello
     | Submit
@@ -283,4 +324,8 @@ Message = (
     | Acknowledge
     | Borrow
     | Lent
+    | AskFiles
+    | LentFiles
+    | AskChunk
+    | LentChunk
 )

@@ -128,6 +128,7 @@ class Ingress:
                 missing=self._missing,
                 metrics_text=self._controller.metrics_text,
                 overview=self._controller.overview,
+                scaling=self._controller.scaling,
                 max_ongoing_requests=self._config.serve.max_ongoing_requests,
                 keys=keys,
                 around=None if self._tracing is None else self._tracing.around,
@@ -155,7 +156,7 @@ class Ingress:
             status = await asyncio.wait_for(self._controller.status(), STATUS_TIMEOUT_S)
         except TimeoutError:
             return f"the controller has not answered for {STATUS_TIMEOUT_S:g} s"
-        if status.limits is not None:
+        if status.can_place:
             return None
         if status.layout_mismatch is not None:
             raise UnavailableError(status.layout_mismatch)

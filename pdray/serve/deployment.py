@@ -48,7 +48,7 @@ class Deployment:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         config = self._config
         application = build_app({"config": config.model_dump(mode="json")})
-        num_workers = sum(pool.replicas for pool in config.pools.values())
+        num_workers = sum(pool.first_replicas for pool in config.pools.values())
         progress(f"starting {num_workers} workers: each loads the model")
         up(config, progress)
         progress("starting the ingress on Ray Serve")

@@ -21,6 +21,7 @@ from pdray.core.errors import (
     UnavailableError,
 )
 from pdray.core.overview import Overview
+from pdray.core.scaling import TimedDecision
 from pdray.serve.call_timelines import timelines_of
 from pdray.serve.completion import CompletionService
 from pdray.serve.dashboard.routes import add_dashboard_routes
@@ -44,8 +45,8 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressState:
     """What the routes work on. ``missing`` says why no request can be placed, None where one
-    can; ``metrics_text`` gives the exposition of the whole application, ``overview`` what the
-    dashboard shows; without ``keys`` everybody is let in.
+    can; ``metrics_text`` gives the exposition of the whole application, ``overview`` and
+    ``scaling`` what the dashboard shows; without ``keys`` everybody is let in.
 
     Past ``max_ongoing_requests`` calls in flight, further ones get a 429. ``around`` sees every
     call, those too.
@@ -55,6 +56,7 @@ class IngressState:
     missing: Callable[[], Awaitable[str | None]]
     metrics_text: Callable[[], Awaitable[bytes]]
     overview: Callable[[], Awaitable[Overview]]
+    scaling: Callable[[], Awaitable[tuple[TimedDecision, ...]]]
     max_ongoing_requests: int
     keys: KeyRing | None
     write_timeout_s: float = 30.0
@@ -158,7 +160,7 @@ def add_operation_routes(api: FastAPI, state: IngressState) -> None:
     async def metrics() -> Response:
         return Response(await state.metrics_text(), headers={"content-type": METRICS_TYPE})
 
-    add_dashboard_routes(api, state.overview)
+    add_dashboard_routes(api, state.overview, state.scaling)
 
 
 def add_error_handlers(api: FastAPI) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from pdray.config import Name, Section
 from pdray.config_report import config_error, validation_problems
+from pdray.config_sections import Name, Section
 from pdray.config_yaml import read_yaml
 from pdray.core.errors import AuthenticationError, ConfigError
 

@@ -85,10 +85,10 @@ def local_resources(configs: Sequence[PdrayConfig]) -> LocalResources:
     custom: dict[str, float] = {}
     for config, pool in ((c, pool) for c in configs for pool in c.pools.values()):
         wants = [worker_resources(config.node_groups[name]) for name in pool.node_groups]
-        num_cpus += pool.replicas * max(want.num_cpus for want in wants)
+        num_cpus += pool.max_replicas * max(want.num_cpus for want in wants)
         for want in wants:
             for name, amount in want.resources.items():
-                custom[name] = custom.get(name, 0.0) + pool.replicas * amount
+                custom[name] = custom.get(name, 0.0) + pool.max_replicas * amount
     return LocalResources(num_cpus=math.ceil(max(num_cpus, os.cpu_count() or 1)), custom=custom)
 
 

@@ -12,6 +12,8 @@ from pdray.kvcache.layout import KVLayout
 from pdray.link.connection import Connection
 from pdray.link.messages import (
     Acknowledge,
+    AskChunk,
+    AskFiles,
     Borrow,
     Cancel,
     CaughtUp,
@@ -37,6 +39,7 @@ from pdray.link.messages import (
 from pdray.worker.attempts import AttemptTable
 from pdray.worker.borrowing import Borrowing
 from pdray.worker.decoding import Decoding
+from pdray.worker.file_lending import FileLending
 from pdray.worker.lending import Lending
 from pdray.worker.meeting import Meetings
 from pdray.worker.migrating import Migrating
@@ -65,6 +68,7 @@ class Inbox:
         attempts: AttemptTable,
         borrowing: Borrowing,
         decoding: Decoding,
+        file_lending: FileLending,
         lending: Lending,
         meetings: Meetings,
         migrating: Migrating,
@@ -83,6 +87,7 @@ class Inbox:
         self._attempts = attempts
         self._borrowing = borrowing
         self._decoding = decoding
+        self._file_lending = file_lending
         self._lending = lending
         self._meetings = meetings
         self._migrating = migrating
@@ -143,6 +148,10 @@ class Inbox:
                 self._tasks.start(self._prefix_lending.answer(connection, message))
             case Lent():
                 self._borrowing.on_lent(connection, message)
+            case AskFiles():
+                self._file_lending.on_ask_files(connection)
+            case AskChunk():
+                self._file_lending.on_ask_chunk(connection, message)
             case _:
                 logger.warning("unexpected %s from %s", type(message).__name__, connection.peer_id)
 
@@ -181,6 +190,7 @@ class Inbox:
         if self._outbox.detach(connection):
             for request_id, attempt in self._attempts.of_frontend(connection.peer_id):
                 self._cancel(request_id, attempt)
+        self._file_lending.on_lost(connection)
         self._meetings.on_lost(connection)
         self._readable.on_lost(connection)
         self._borrowing.on_lost(connection)

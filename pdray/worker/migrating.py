@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pdray.core.clock import Clock
 from pdray.core.errors import LinkError
+from pdray.core.handoff import RESERVED_MARGIN_TOKENS
 from pdray.core.placement import WorkerAddress
 from pdray.core.request import WorkerId
 from pdray.engine.engine import Engine
@@ -24,7 +25,6 @@ from pdray.worker.attempts import AttemptKey, AttemptTable
 from pdray.worker.lending import Lending
 from pdray.worker.offering import Offering
 from pdray.worker.outbox import Outbox
-from pdray.worker.pulling import RESERVED_MARGIN_TOKENS
 from pdray.worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pdray.core.clock import Clock
 from pdray.core.errors import StaleReadError, TransferError
-from pdray.core.handoff import Handoff, Watermark
+from pdray.core.handoff import RESERVED_MARGIN_TOKENS, Handoff, Watermark
 from pdray.engine.engine import Engine
 from pdray.engine.sequence import Sequence
 from pdray.link.connection import Connection
@@ -35,8 +35,6 @@ from pdray.worker.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-RESERVED_MARGIN_TOKENS = 128
-"""Room to grow that a reservation holds beyond its prompt; preemption covers what is longer."""
 REMEMBERED_S = 60.0
 """Longer than any offer can be under way."""
 READ_ATTEMPTS = 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pdray.core.clock import Clock, WallClock
 from pdray.core.errors import TransferError
@@ -18,6 +18,8 @@ from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.engine.engine import Engine
+from pdray.engine.loading import load_parts
+from pdray.engine.model_files import ModelFile, list_model_files
 from pdray.engine.outputs import StepOutput
 from pdray.link.connection import Connection
 from pdray.link.messages import WIRE_VERSION, Hello
@@ -30,6 +32,7 @@ from pdray.worker.borrowing import Borrowing
 from pdray.worker.config import WorkerConfig
 from pdray.worker.decoding import Decoding
 from pdray.worker.engine_thread import EngineThread
+from pdray.worker.file_lending import FileLending
 from pdray.worker.inbox import Inbox
 from pdray.worker.lending import Lending
 from pdray.worker.meeting import Meetings
@@ -57,7 +60,14 @@ class Worker:
     """Every worker can prefill, decode, lend its blocks and pull others'; its role only says
     what it admits. All methods are for the event loop that ``start`` ran on."""
 
-    def __init__(self, config: WorkerConfig, engine: Engine, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        engine: Engine,
+        clock: Clock | None = None,
+        model_files: Sequence[ModelFile] = (),
+    ) -> None:
+        """``model_files`` are lent to workers that start."""
         self.config = config
         self.engine = engine
         self.state = WorkerState.STARTING
@@ -168,6 +178,12 @@ class Worker:
             tasks=self._tasks,
             clock=self._clock,
         )
+        self._file_lending = FileLending(
+            worker_id=config.worker_id,
+            transport=config.transport,
+            files=model_files,
+            tasks=self._tasks,
+        )
         self._inbox = Inbox(
             config.worker_id,
             engine.layout,
@@ -175,6 +191,7 @@ class Worker:
             attempts=self._attempts,
             borrowing=self._borrowing,
             decoding=self._decoding,
+            file_lending=self._file_lending,
             lending=self._lending,
             meetings=self._meetings,
             migrating=self._migrating,
@@ -261,6 +278,7 @@ class Worker:
         """Ends everything at once; what is still running is lost."""
         self.state = WorkerState.STOPPED
         self._tasks.cancel()
+        self._file_lending.close()
         await self._server.close()
         await self._peers.close()
         await asyncio.to_thread(self._stop_threads)
@@ -337,7 +355,10 @@ class Worker:
             self._crashed.set_result(error)
 
 
-def build_worker(config: WorkerConfig) -> Worker:
-    """Loads the model and makes its worker; takes seconds to minutes. Raises
-    UnsupportedModelError."""
-    return Worker(config, Engine.load(config.model_path, config.engine))
+def build_worker(config: WorkerConfig, when_loaded: Callable[[], None] = lambda: None) -> Worker:
+    """Loads the model and makes its worker; takes seconds to minutes. ``when_loaded`` is called
+    between the two. Raises UnsupportedModelError."""
+    files = list_model_files(config.model_path)  # as they are before they are read
+    loaded, ranks = load_parts(config.model_path, config.engine)
+    when_loaded()
+    return Worker(config, Engine.of(loaded, ranks, config.engine), model_files=files)

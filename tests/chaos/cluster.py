@@ -145,8 +145,7 @@ class Load:
     def __post_init__(self) -> None:
         lengths = [self.rng.randrange(1, 150) for _ in range(24)]
         self.prompts = random_prompts(lengths, seed=9)
-        for index, prompt in enumerate(self.prompts):
-            self.answers[index] = self.reference.generate(prompt, MAX_TOKENS)
+        self.answers = dict(enumerate(self.reference.generate_all(self.prompts, MAX_TOKENS)))
 
     async def run(self, cluster: ProcessCluster, num_requests: int) -> None:
         gate = asyncio.Semaphore(self.num_concurrent)

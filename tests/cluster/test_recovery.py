@@ -31,8 +31,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def app(local_ray: None, tiny_model_path: Path) -> Iterator[PdrayConfig]:
-    """A running application that the tests which get it leave running."""
-    config = config_of(tiny_model_path, "recovery")
+    """A running application that the tests which get it leave running. Its workers outlive a
+    controller for as long as it may hang."""
+    controller = {"placement": "least_loaded", "worker_lease_s": 60.0, "unused_exit_s": 30.0}
+    config = config_of(
+        tiny_model_path, "recovery", controller=controller, transfer={"weights": "peer"}
+    )
     up(config)
     with in_use(config):
         yield config
@@ -64,7 +68,9 @@ async def test_requests_asked_while_there_is_no_controller_are_placed_by_the_nex
         assert answers == [expected] * 8
 
 
-async def test_a_dead_worker_is_followed_by_another(app: PdrayConfig) -> None:
+async def test_a_dead_worker_is_followed_by_another_with_the_model_of_one_that_lives(
+    app: PdrayConfig,
+) -> None:
     async with ClusterFrontend(app) as frontend:
         expected = await frontend.generate("before")
         before = {w.pool: w.worker_id for w in (await frontend.client.status()).workers}
@@ -76,6 +82,12 @@ async def test_a_dead_worker_is_followed_by_another(app: PdrayConfig) -> None:
         assert after["prefill"] == before["prefill"]
         assert after["decode"] not in (before["decode"], None)
         assert await waiting == expected
+        name = worker_name("recovery", app.generation, "decode", 0)
+        mapped = [each.path for each in processes_of("recovery")[name].memory_maps()]
+        assert any(path.startswith("/memfd:model.safetensors") for path in mapped)
+        for worker in status.workers:
+            assert worker.startup is not None
+            assert all(seconds > 0 for part, seconds in worker.startup.parts() if part != "meeting")
 
 
 async def test_a_killed_decode_workers_stream_goes_on_with_the_next_one(app: PdrayConfig) -> None:
@@ -91,39 +103,37 @@ async def test_a_killed_decode_workers_stream_goes_on_with_the_next_one(app: Pdr
         await frontend.until(lambda status: status.is_ready and status.num_in_flight == 0)
 
 
-@pytest.mark.parametrize("pool", ["prefill", "decode"])
-async def test_a_worker_that_hangs_is_killed_and_followed_by_another(
-    make_config: MakeConfig, pool: str
-) -> None:
-    config = make_config(controller={"worker_lease_s": 5.0, "unused_exit_s": 30.0})
-    await asyncio.to_thread(up, config)
-    async with ClusterFrontend(config) as frontend:
-        expected = await frontend.generate("before")
-        before = {w.pool: w.worker_id for w in (await frontend.client.status()).workers}
-        process = processes_of("app")[worker_name("app", config.generation, pool, 0)]
-        process.send_signal(signal.SIGSTOP)
-        await frontend.until(lambda status: not status.is_ready)
-        await until_ended([process])
-        status = await frontend.until(lambda status: status.is_ready)
-        after = {w.pool: w.worker_id for w in status.workers}
-        assert {p for p in before if before[p] != after[p]} == {pool}
-        assert await frontend.generate("after") == expected
-
-
 async def test_a_controller_that_hangs_is_killed_and_interrupts_no_worker(
-    make_config: MakeConfig,
+    app: PdrayConfig,
 ) -> None:
-    config = make_config(controller={"worker_lease_s": 60.0, "unused_exit_s": 30.0})
-    await asyncio.to_thread(up, config)
-    async with ClusterFrontend(config) as frontend:
+    async with ClusterFrontend(app) as frontend:
         expected = await frontend.generate("before")
-        before = await frontend.client.status()
-        process = processes_of("app")[controller_name("app", config.generation)]
+        before = await frontend.until(lambda status: status.is_ready)
+        process = processes_of("recovery")[controller_name("recovery", app.generation)]
         process.send_signal(signal.SIGSTOP)
         assert await frontend.generate("after") == expected
         after = await frontend.until(lambda status: status.is_ready)
         assert [w.worker_id for w in after.workers] == [w.worker_id for w in before.workers]
         await until_ended([process])
+
+
+async def test_a_worker_that_hangs_is_killed_and_followed_by_another(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(controller={"worker_lease_s": 5.0, "unused_exit_s": 30.0})
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("before")
+        for pool in ("prefill", "decode"):
+            before = {w.pool: w.worker_id for w in (await frontend.client.status()).workers}
+            process = processes_of("app")[worker_name("app", config.generation, pool, 0)]
+            process.send_signal(signal.SIGSTOP)
+            await frontend.until(lambda status: not status.is_ready)
+            await until_ended([process])
+            status = await frontend.until(lambda status: status.is_ready)
+            after = {w.pool: w.worker_id for w in status.workers}
+            assert {p for p in before if before[p] != after[p]} == {pool}
+            assert await frontend.generate(f"after {pool}") == expected
 
 
 async def test_an_application_whose_driver_ended_ends_by_itself(make_config: MakeConfig) -> None:

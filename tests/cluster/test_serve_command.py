@@ -61,27 +61,20 @@ def assert_nothing_left(server: Served) -> None:
         complete(server.port)
 
 
-def test_it_serves_and_ctrl_c_leaves_no_process(config_path: Path) -> None:
-    with served(config_path) as server:
-        line = server.ready_line()
-        assert f"http://127.0.0.1:{server.port}" in line
-        assert "curl" in line
-        answer = complete(server.port)
-        assert answer.status_code == 200, answer.text
-        assert answer.json()["usage"]["completion_tokens"] == 8
-        assert server.stop(signal.SIGINT) == 0
-        assert_nothing_left(server)
-
-
-def test_the_spans_of_its_requests_reach_a_collector(
+def test_it_serves_and_ctrl_c_leaves_no_process_and_no_span_unsent(
     config_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         with served(config_path) as server:
-            server.ready_line()
-            assert complete(server.port).status_code == 200
+            line = server.ready_line()
+            assert f"http://127.0.0.1:{server.port}" in line
+            assert "curl" in line
+            answer = complete(server.port)
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["usage"]["completion_tokens"] == 8
             assert server.stop(signal.SIGINT) == 0
+            assert_nothing_left(server)
     names = [
         span.name
         for export in collector.exports

@@ -14,7 +14,7 @@ from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import IngressState, make_api
 from tests.http_server import serving
 from tests.local_cluster import config_of, until_idle
-from tests.overviews import overview
+from tests.overviews import overview, scaling
 
 MODEL = "tiny"
 
@@ -54,6 +54,7 @@ async def client(
         missing=missing,
         metrics_text=metrics_text,
         overview=overview,
+        scaling=scaling,
         max_ongoing_requests=64,
         keys=None,
     )

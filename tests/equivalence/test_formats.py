@@ -41,7 +41,7 @@ def outputs_of(path: Path, dtype: str = "float32") -> list[list[int]]:
 
 def assert_as_reference(what: str, outputs: list[list[int]], reference_path: Path) -> None:
     reference = Reference(reference_path)
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in PROMPTS]
+    references = reference.generate_all(PROMPTS, NUM_TOKENS)
     assert_equal_up_to_ties(what, outputs, references)
 
 

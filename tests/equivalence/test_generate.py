@@ -43,7 +43,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save_family(request.param, path)
     prompts = random_prompts(LENGTHS, vocab_size=VOCAB_SIZE)
     reference = Reference(path)
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in prompts]
+    references = reference.generate_all(prompts, NUM_TOKENS)
     return Family(request.param, path, prompts, references)
 
 
@@ -77,7 +77,7 @@ def test_with_preemption(family: Family) -> None:
     num_tokens = 40
     prompts = family.prompts[1:4]
     reference = Reference(family.path)
-    references = [reference.generate(prompt, num_tokens) for prompt in prompts]
+    references = reference.generate_all(prompts, num_tokens)
     roomy = Engine.load(family.path, engine_config())
     # All three fit at the start; at the end they would need twelve for each group.
     num_blocks = 8 * len(roomy.layout.groups)

@@ -35,7 +35,7 @@ def prompts() -> list[list[int]]:
 def references(demo_model_path: Path, prompts: list[list[int]]) -> list[ReferenceTokens]:
     torch.set_num_threads(1)
     reference = Reference(demo_model_path)
-    return [reference.generate(prompt, NUM_TOKENS) for prompt in prompts]
+    return reference.generate_all(prompts, NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")

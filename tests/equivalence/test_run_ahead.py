@@ -92,7 +92,7 @@ def test_equals_transformers(path: Path, loaded: LoadedModel, is_recorded: bool)
     greedy = [request_of(each, sampling_params(max_tokens=NUM_TOKENS)) for each in PROMPTS]
     outputs = generate(engine, greedy)
     assert (recorder.num_replays > NUM_TOKENS // 2) == is_recorded
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in PROMPTS]
+    references = reference.generate_all(PROMPTS, NUM_TOKENS)
     assert_equal_up_to_ties("run ahead", outputs, references)
 
 

@@ -245,7 +245,7 @@ async def test_gemma_with_its_windows_equals_the_reference(
     engine = {"kv_cache_bytes": 512 * 2**20, "max_tokens_per_step": 256, "max_model_len": 2048}
     prompts = wide_prompts([5, 300, 511, 700, 1100], vocab_size=50_000)
     reference = Reference(demo_model_path)
-    expected = [reference.generate(prompt, MAX_TOKENS) for prompt in prompts]
+    expected = reference.generate_all(prompts, MAX_TOKENS)
     both: dict[str, object] = {"engine": engine}
     async with running_service(
         demo_model_path, tmp_path, prefill=dict(both), decode=dict(both)

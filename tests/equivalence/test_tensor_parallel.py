@@ -81,7 +81,7 @@ def test_tokens_and_logits_are_those_of_one_rank(family_path: Path, two_ranks: E
     print(f"largest difference of a logit: {difference:.2e}")
     assert difference < 1e-4
     reference = Reference(family_path)
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in prompts]
+    references = reference.generate_all(prompts, NUM_TOKENS)
     assert_equal_up_to_ties("two ranks", expected, references)
 
 

@@ -40,7 +40,7 @@ async def test_tokens_equal_the_reference_alone_and_together(tmp_path: Path, fam
         together = await asyncio.gather(*(tokens_of(cluster, request) for request in requests))
         await until_idle(cluster)
     reference = Reference(tmp_path)
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in prompts]
+    references = reference.generate_all(prompts, NUM_TOKENS)
     assert_equal_up_to_ties(f"{family}, alone", alone, references)
     assert_equal_up_to_ties(f"{family}, together", together, references)
 
@@ -85,7 +85,7 @@ async def test_a_killed_rank_ends_its_worker_with_a_clear_error(
     tiny_model_path: Path, pool: str
 ) -> None:
     controller = {"placement": "least_loaded", "queue_timeout_s": 0.5}
-    config = config_of(tiny_model_path, prefill=TWO, decode=TWO, controller=controller)
+    config = config_of(tiny_model_path, controller=controller, **{pool: TWO})
     async with LocalCluster(config, tiny_model_path) as cluster:
         (worker,) = cluster.workers_of(pool)
         stream = cluster.frontend.generate(request_of([5] * 20, 400))

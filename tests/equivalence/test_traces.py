@@ -14,7 +14,7 @@ from pdray.serve.trace_exporter import open_tracing
 from tests.equivalence.conftest import MODEL
 from tests.http_server import serving
 from tests.local_cluster import random_prompts
-from tests.overviews import overview
+from tests.overviews import overview, scaling
 from tests.trace_collector import collecting
 
 ROUNDING_NS = 100
@@ -38,6 +38,7 @@ async def test_phases_follow_each_other_inside_the_requests_span(
             missing=missing,
             metrics_text=metrics_text,
             overview=overview,
+            scaling=scaling,
             max_ongoing_requests=8,
             keys=None,
             around=tracing.around,

@@ -44,7 +44,7 @@ async def test_tokens_equal_the_references(
         together = await asyncio.gather(*(tokens_of(cluster, request) for request in requests))
         await until_idle(cluster)
     reference = Reference(tmp_path)
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in prompts]
+    references = reference.generate_all(prompts, NUM_TOKENS)
     assert_equal_up_to_ties(f"{prefill} to {decode}, alone", alone, references)
     assert_equal_up_to_ties(f"{prefill} to {decode}, together", together, references)
 
@@ -124,6 +124,6 @@ async def test_a_second_prompt_finds_at_decode_what_the_first_one_left(tmp_path:
             if line.startswith("pdray_") and "found" in line and "blocks" in line
         ]
     reference = Reference(tmp_path)
-    references = [reference.generate(prompt, NUM_TOKENS) for prompt in prompts]
+    references = reference.generate_all(prompts, NUM_TOKENS)
     assert_equal_up_to_ties("unlike pools with a warm cache", answers, references)
     assert max(found) > 0

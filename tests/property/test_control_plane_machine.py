@@ -10,10 +10,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pdray.control.controller import ControlConfig, ControlPlane
 from pdray.core.placement import InFlight, KeptPrefix, Placement, PlacementAsk, Queued
 from pdray.core.request import WorkerId
+from pdray.core.scaling import PlaceCounts
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 from pdray.event_log.entry import decode, encode
 from pdray.policy.placement import PLACEMENT
+from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 from tests.fleet_factories import make_ask, make_info, make_policy, make_snapshot
+from tests.scaling_factories import make_rails, make_scaling_policy
 
 MAX_QUEUED = 3
 QUEUE_TIMEOUT_S = 20.0
@@ -29,6 +32,23 @@ WORKER_SLOTS = {
     "m0": Role.MIXED,
 }
 
+
+POOLS = ("prefill", "decode", "mixed")
+RAILS = make_rails(min_replicas=0, max_replicas=4, upscale_delay_s=2.0, downscale_delay_s=5.0)
+SCALING = ScalingSetup(
+    pools=tuple(
+        PoolSetup(
+            name=name,
+            role=Role.parse(name),
+            node_groups=("laptop",),
+            replicas=1,
+            policy=make_scaling_policy(RAILS, role=Role.parse(name), is_predictive=True),
+        )
+        for name in POOLS
+    ),
+    groups={"laptop": GroupCost(num_gpus=1.0, cost_per_hour=None)},
+    budget=Budget(max_gpus=6.0),
+)
 
 CONVERSATIONS = ((b"a0", b"a1", b"a2"), (b"a0", b"a1", b"b2"))
 """Names of prefixes: of two that begin alike."""
@@ -73,7 +93,9 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             assert lines[-1] == line
 
     def make_control(self) -> ControlPlane:
-        config = ControlConfig(max_queued_requests=MAX_QUEUED, queue_timeout_s=QUEUE_TIMEOUT_S)
+        config = ControlConfig(
+            max_queued_requests=MAX_QUEUED, queue_timeout_s=QUEUE_TIMEOUT_S, scaling=SCALING
+        )
         return ControlPlane(config, make_policy(self.policy))
 
     def take(self, before: list[str]) -> None:
@@ -277,6 +299,14 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         for frontend in alive:
             self.control.frontend_seen(frontend, self.now)
         self.tick()
+
+    @rule(pool=st.sampled_from(POOLS), starting=st.integers(0, 2), failures=st.integers(0, 2))
+    def pools_are_looked_at(self, pool: str, starting: int, failures: int) -> None:
+        places = PlaceCounts(num_starting=starting, num_failures=failures, startup_s=5.0)
+        self.control.places_told(pool, places, self.now)
+        self.control.scale(1.7e9 + self.now, self.now)
+        for each in self.control.pool_targets():
+            assert 0 <= each.num_places <= 4
 
     @rule(frontend=st.sampled_from(FRONTENDS))
     def frontend_gone(self, frontend: str) -> None:

@@ -28,6 +28,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.seen_at: dict[str, float] = {}
         self.is_stale: dict[str, bool] = {}
+        self.last_pairs: list[list[WorkerInfo]] = []
 
     @rule(
         name=NAMES,
@@ -62,6 +63,11 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(name=NAMES)
     def drain(self, name: str) -> None:
         self.fleet.drain(WorkerId(name))
+
+    @rule(name=NAMES, is_standby=st.booleans())
+    def set_standby(self, name: str, is_standby: bool) -> None:
+        if WorkerId(name) in self.fleet:
+            self.fleet.set_standby(WorkerId(name), is_standby)
 
     @rule(
         name=NAMES,
@@ -131,7 +137,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def limits_are_those_of_the_best_pair(self) -> None:
-        """By looking at every pair of workers, where the fleet looks at kinds."""
+        """By looking at every pair of workers, where the fleet looks at kinds; where there is none,
+        those of the last ones."""
         pairs = [
             pair
             for layout in "ab"
@@ -139,6 +146,8 @@ class FleetMachine(RuleBasedStateMachine):
             for decode in self.living(layout, Role.DECODE)
             if (pair := [info for info in (prefill, decode) if info is not None])
         ]
+        assert self.fleet.has_pair == bool(pairs)
+        pairs = self.last_pairs = pairs or self.last_pairs
         for num_prompt_tokens in (90, 190, 490):
             ask = make_ask(num_prompt_tokens=num_prompt_tokens, max_tokens=10)
             could = any(

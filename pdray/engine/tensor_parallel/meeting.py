@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 
 from pdray.engine.tensor_parallel.exchanges import Exchanges
-from pdray.engine.tensor_parallel.shared_memory import SharedMemoryExchanges, make_shared_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +19,9 @@ class MeetingPlace:
     def join(self, rank: int) -> Exchanges:
         """Once, by each rank."""
         if self.memory_fd is not None:
+            # Imported late: it is compiled with that, which takes most of a second.
+            from pdray.engine.tensor_parallel.shared_memory import SharedMemoryExchanges
+
             return SharedMemoryExchanges(self.memory_fd, rank, self.num_ranks)
         # Where there is no GPU, torch has no NCCL.
         from pdray.engine.tensor_parallel.nccl import NcclExchanges, reach_store
@@ -33,6 +35,8 @@ class Meeting:
 
     def __init__(self, device: str, num_ranks: int) -> None:
         if device == "cpu":
+            from pdray.engine.tensor_parallel.shared_memory import make_shared_memory
+
             self._store = None
             self.place = MeetingPlace(num_ranks, make_shared_memory(num_ranks), None)
             return

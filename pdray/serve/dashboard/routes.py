@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from pdray.core.overview import Overview
+from pdray.core.scaling import TimedDecision
 
 _PAGE_HEADERS = {
     # All that the page needs is in it, and its numbers come from here.
@@ -19,7 +20,11 @@ _PAGE_HEADERS = {
 }
 
 
-def add_dashboard_routes(api: FastAPI, overview: Callable[[], Awaitable[Overview]]) -> None:
+def add_dashboard_routes(
+    api: FastAPI,
+    overview: Callable[[], Awaitable[Overview]],
+    scaling: Callable[[], Awaitable[tuple[TimedDecision, ...]]],
+) -> None:
     page = resources.files(__package__).joinpath("page.html").read_bytes()
 
     @api.get("/dashboard")
@@ -28,5 +33,13 @@ def add_dashboard_routes(api: FastAPI, overview: Callable[[], Awaitable[Overview
 
     @api.get("/dashboard/data")
     async def data() -> Response:
-        body = msgspec.json.encode(await overview())
-        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+        return _json(await overview())
+
+    @api.get("/dashboard/scaling")
+    async def decisions() -> Response:
+        return _json(await scaling())
+
+
+def _json(value: object) -> Response:
+    body = msgspec.json.encode(value)
+    return Response(body, media_type="application/json", headers={"cache-control": "no-store"})

@@ -14,12 +14,12 @@ from pdray.cli.main import main
 from pdray.core.overview import Overview
 from pdray.serve.dashboard.routes import add_dashboard_routes
 from tests.http_server import serving
-from tests.overviews import OVERVIEW, overview
+from tests.overviews import OVERVIEW, overview, scaling
 
 
 def api() -> FastAPI:
     api = FastAPI(openapi_url=None)
-    add_dashboard_routes(api, overview)
+    add_dashboard_routes(api, overview, scaling)
     return api
 
 

@@ -77,11 +77,12 @@ def look(
         num_in_flight=control.num_in_flight,
         max_in_flight=control.max_in_flight,
         num_placed_by_how=control.num_placed_by_how,
+        desired_workers=control.desired_workers,
         idle_pools=(),
-        limits=None,
+        can_place=False,
         layout_mismatch=None,
     )
-    return seen.overview(config, control, status, now)
+    return seen.overview(config, control, status, (), now)
 
 
 def test_latencies_of_the_last_minute_are_shown_and_older_ones_only_in_the_history(

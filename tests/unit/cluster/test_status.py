@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pdray.cluster.messages import ControllerStatus, WorkerStatus
 from pdray.cluster.telemetry import controller_text
 from pdray.core.snapshot import Role, WorkerState
+from pdray.core.startup import StartupTimes
 
 READY = WorkerStatus(
     pool="decode",
@@ -20,6 +21,7 @@ READY = WorkerStatus(
     last_failure=None,
     is_hopeless=False,
 )
+STARTUP = StartupTimes(process_s=1.0, imports_s=5.0, weights_s=2.0, warmup_s=0.5)
 STARTING = replace(
     READY, index=1, state=WorkerState.STARTING, progress="loading", last_failure="no memory"
 )
@@ -36,8 +38,9 @@ def status_of(*workers: WorkerStatus, layout_mismatch: str | None = None) -> Con
         num_in_flight=5,
         max_in_flight=8,
         num_placed_by_how={"disaggregated": 7, "short": 2},
+        desired_workers={"prefill": 1, "decode": 4},
         idle_pools=("decode",),
-        limits=None,
+        can_place=False,
         layout_mismatch=layout_mismatch,
     )
 
@@ -66,7 +69,8 @@ def test_workers_that_cannot_work_together_are_hopeless_though_all_are_ready() -
 
 
 def test_the_controllers_gauges_are_a_valid_exposition() -> None:
-    text = controller_text(status_of(READY, STARTING, STARTING)).decode()
+    started = replace(READY, startup=STARTUP)
+    text = controller_text(status_of(started, STARTING, STARTING)).decode()
     samples = {
         (sample.name, tuple(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(text)
@@ -79,6 +83,13 @@ def test_the_controllers_gauges_are_a_valid_exposition() -> None:
         ("pdray_requests_placed_total", ("disaggregated",)): 7,
         ("pdray_requests_placed_total", ("short",)): 2,
         ("pdray_idle_pool", ("decode",)): 1,
+        ("pdray_desired_workers", ("prefill",)): 1,
+        ("pdray_desired_workers", ("decode",)): 4,
         ("pdray_num_workers", ("decode", "ready")): 1,
         ("pdray_num_workers", ("decode", "starting")): 2,
+        ("pdray_worker_startup_seconds", ("decode", "0", "process")): 1,
+        ("pdray_worker_startup_seconds", ("decode", "0", "imports")): 5,
+        ("pdray_worker_startup_seconds", ("decode", "0", "weights")): 2,
+        ("pdray_worker_startup_seconds", ("decode", "0", "warmup")): 0.5,
+        ("pdray_worker_startup_seconds", ("decode", "0", "meeting")): 0,
     }

@@ -27,6 +27,7 @@ def count_faults(setting: str) -> list[int]:
     return [int(number) for number in output.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's heap")
 def test_memory_that_a_step_freed_is_there_for_the_next() -> None:
     (plain_faults, _), (faults, num_threads) = count_faults("plain"), count_faults("prepared")

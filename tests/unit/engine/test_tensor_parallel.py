@@ -53,6 +53,7 @@ def test_a_follower_ends_with_its_engine(tiny_model_path: Path) -> None:
     engine.close()
 
 
+@pytest.mark.slow
 def test_a_rank_killed_between_steps_is_an_error_of_the_next(tiny_model_path: Path) -> None:
     engine, follower = load_two(tiny_model_path)
     with closing(engine):

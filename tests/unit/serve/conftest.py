@@ -17,7 +17,7 @@ from pdray.serve.completion import CompletionService
 from pdray.serve.ingress import IngressState, make_api
 from pdray.serve.keys import KeyRing
 from tests.http_server import serving
-from tests.overviews import overview
+from tests.overviews import overview, scaling
 from tests.scripted_source import ScriptedSource
 
 MODEL = "tiny"
@@ -52,6 +52,7 @@ def state_of(
         missing=missing,
         metrics_text=metrics_text,
         overview=overview,
+        scaling=scaling,
         max_ongoing_requests=max_ongoing,
         keys=keys,
         write_timeout_s=write_s,

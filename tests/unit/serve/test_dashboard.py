@@ -7,15 +7,18 @@ import re
 import shutil
 from pathlib import Path
 
+import httpx
+import msgspec
 import pytest
 from fastapi import FastAPI
 
 from pdray.core.errors import UnavailableError
 from pdray.core.overview import Overview
+from pdray.core.scaling import TimedDecision
 from pdray.serve.dashboard.routes import add_dashboard_routes
 from pdray.serve.ingress import add_error_handlers
 from tests.http_server import serving
-from tests.overviews import overview
+from tests.overviews import DECISION, overview, scaling
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -29,7 +32,7 @@ FLAGS = (
 def api_of(read: object) -> FastAPI:
     api = FastAPI(openapi_url=None)
     add_error_handlers(api)
-    add_dashboard_routes(api, read)  # type: ignore[arg-type]
+    add_dashboard_routes(api, read, scaling)  # type: ignore[arg-type]
     return api
 
 
@@ -81,6 +84,12 @@ async def test_a_server_that_is_away_is_said_to_be(tmp_path: Path) -> None:
     async with serving(api_of(gone)) as url:
         html = await browse(f"{url}/dashboard", tmp_path, "--dump-dom")
     assert "the server answers 503" in text_of(html)
+
+
+async def test_decisions_on_pools_can_be_read_back() -> None:
+    async with serving(api_of(overview)) as url, httpx.AsyncClient() as http:
+        answer = await http.get(f"{url}/dashboard/scaling")
+    assert msgspec.json.decode(answer.content, type=tuple[TimedDecision, ...]) == (DECISION,)
 
 
 def test_the_page_asks_nobody_else_for_anything() -> None:

@@ -62,6 +62,7 @@ for has_norm, (half, rest) in itertools.product((False, True), ((64, 0), (16, 48
 """
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_for_sm_90() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     finished = subprocess.run(

@@ -136,7 +136,9 @@ def test_tokens_above_a_logit_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "num_bins"), [({}, 20), ({"top_p": 0.9}, 20), ({"top_k": 11}, 10)], ids=str
+    ("params", "num_bins"),
+    [({}, 20), pytest.param({"top_p": 0.9}, 20, marks=pytest.mark.slow), ({"top_k": 11}, 10)],
+    ids=str,
 )
 def test_draws_follow_the_distribution(params: dict[str, float], num_bins: int) -> None:
     num_draws = 6000
