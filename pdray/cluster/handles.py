@@ -9,6 +9,7 @@ from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
@@ -47,7 +48,7 @@ class WorkerHandle(Protocol):
     join: RemoteMethod[[], str]
     meet: RemoteMethod[[Sequence[WorkerAddress]], dict[WorkerId, str]]
     metrics_text: RemoteMethod[[], bytes]
-    drain: RemoteMethod[[], None]
+    drain: RemoteMethod[[float, bool], None]
     stop: RemoteMethod[[str], None]
 
 
@@ -56,6 +57,7 @@ class ControllerHandle(Protocol):
 
     place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
     wait: RemoteMethod[[str], Placement | Refusal | None]
+    move: RemoteMethod[[str, Sequence[MoveAsk]], list[WorkerAddress | None]]
     finished: RemoteMethod[[str, Sequence[str], Sequence[KeptPrefix]], None]
     renew: RemoteMethod[[str, float, FrontendReport], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
@@ -68,4 +70,8 @@ class ControllerHandle(Protocol):
     scaling: RemoteMethod[[], tuple[TimedDecision, ...]]
     claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], None]
+    find_targets: RemoteMethod[
+        [Sequence[tuple[WorkerInfo | None, MoveAsk]]], list[WorkerAddress | None]
+    ]
+    place_for: RemoteMethod[[str, PlacementAsk, str], Placement | None]
     shutdown: RemoteMethod[[], None]
