@@ -221,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{system} ...")
             try:
                 findings.append(measure_system(system, arguments, Path(folder)))
+                console.print(findings[-1])
             except (ValueError, OSError, aiohttp.ClientError) as error:
                 console.print(f"error: {error}", style="red", markup=False)
     console.print(table_of(findings, floor))
