@@ -19,7 +19,6 @@ from pdray.core.clock import WallClock
 from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
-    KeptPrefix,
     MoveAsk,
     Placement,
     PlacementAsk,
@@ -48,6 +47,7 @@ from .node_drains import watch_node_drains
 from .observations import Observations
 from .pool import WorkerPools
 from .pool_scaler import PoolScaler
+from .rounds import pack_answers, unpack_round
 from .slot import WorkerSlot
 from .takeover import Takeover
 from .telemetry import controller_text, slo_text, worker_texts
@@ -105,18 +105,23 @@ class ControllerActor:
 
     # For frontends
 
-    async def place(
-        self, frontend_id: str, asks: Sequence[PlacementAsk]
-    ) -> list[Placement | Queued | Refusal]:
-        """Answers at once; a Queued request's answer comes through ``wait``."""
-        self._used_at = self._clock.now()
-        answers = self._control.place(frontend_id, asks, self._clock.now())
-        for ask, answer in zip(asks, answers, strict=True):
+    async def exchange(self, frontend_id: str, packed_round: bytes) -> bytes:
+        """Takes a Round and answers all its asks at once; a Queued request's answer comes through
+        ``wait``."""
+        told = unpack_round(packed_round)
+        now = self._used_at = self._clock.now()
+        if told.ended or told.kept:
+            self._control.finished(frontend_id, told.ended, now, told.kept)
+            self._deliver()
+            for request_id in told.ended:
+                self._waits.pop(request_id, None)
+        answers = self._control.place(frontend_id, told.asks, now) if told.asks else []
+        for ask, answer in zip(told.asks, answers, strict=True):
             if isinstance(answer, Queued) and answer.request_id not in self._waits:
                 future = asyncio.get_running_loop().create_future()
                 self._waits[answer.request_id] = _Wait(frontend_id, ask, future)
         self._deliver()
-        return answers
+        return pack_answers(answers)
 
     async def wait(self, request_id: str) -> Placement | Refusal | None:
         """The answer to a queued request, once there is one; None for one not known here."""
@@ -139,14 +144,6 @@ class ControllerActor:
     async def move(self, frontend_id: str, asks: Sequence[MoveAsk]) -> list[WorkerAddress | None]:
         targets = self._control.move(frontend_id, asks, self._clock.now())
         return await self._heir.find_targets(asks, targets)
-
-    async def finished(
-        self, frontend_id: str, request_ids: Sequence[str], kept: Sequence[KeptPrefix]
-    ) -> None:
-        self._control.finished(frontend_id, request_ids, self._clock.now(), kept)
-        self._deliver()
-        for request_id in request_ids:
-            self._waits.pop(request_id, None)
 
     async def renew(self, frontend_id: str, claimed_at: float, report: FrontendReport) -> Renewal:
         """Every second or so, from every frontend."""

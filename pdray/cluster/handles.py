@@ -8,11 +8,9 @@ from typing import ParamSpec, Protocol, TypeVar
 from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
-    KeptPrefix,
     MoveAsk,
     Placement,
     PlacementAsk,
-    Queued,
     Refusal,
     WorkerAddress,
 )
@@ -55,10 +53,9 @@ class WorkerHandle(Protocol):
 class ControllerHandle(Protocol):
     """``ControllerActor`` from outside."""
 
-    place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
+    exchange: RemoteMethod[[str, bytes], bytes]
     wait: RemoteMethod[[str], Placement | Refusal | None]
     move: RemoteMethod[[str, Sequence[MoveAsk]], list[WorkerAddress | None]]
-    finished: RemoteMethod[[str, Sequence[str], Sequence[KeptPrefix]], None]
     renew: RemoteMethod[[str, float, FrontendReport], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]

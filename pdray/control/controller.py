@@ -203,7 +203,14 @@ class ControlPlane:
         for request in in_flight:
             if request.ask.request_id not in known:
                 self._table.add(
-                    PlacedRequest(frontend_id=frontend_id, in_flight=request, placement=None)
+                    PlacedRequest(
+                        request_id=request.ask.request_id,
+                        frontend_id=frontend_id,
+                        num_prompt_tokens=request.ask.num_prompt_tokens,
+                        prefill_id=request.prefill_id,
+                        decode_id=request.decode_id,
+                        placement=None,
+                    )
                 )
         self._place_queued(now)
 
@@ -360,9 +367,9 @@ class ControlPlane:
         self._router.check_integrity()
 
     def _frontend(self, frontend_id: str, now: float) -> _FrontendRecord:
-        record = self._frontends.setdefault(
-            frontend_id, _FrontendRecord(seen_at=now, has_resumed=False)
-        )
+        record = self._frontends.get(frontend_id)
+        if record is None:
+            record = self._frontends[frontend_id] = _FrontendRecord(seen_at=now, has_resumed=False)
         record.seen_at = now
         return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -26,6 +27,8 @@ from pdray.policy.placement import PLACEMENT
 from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 from tests.fleet_factories import make_ask, make_info, make_policy, make_snapshot
 from tests.scaling_factories import make_rails, make_scaling_policy
+
+pytestmark = pytest.mark.slow
 
 MAX_QUEUED = 3
 QUEUE_TIMEOUT_S = 20.0
@@ -74,6 +77,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.owners: dict[str, str] = {}
         self.queued: list[str] = []
         self.asks: dict[str, PlacementAsk] = {}
+        self.names: dict[str, tuple[bytes, ...]] = {}
         self.placed: dict[str, InFlight] = {}
         self.kept: dict[bytes, KeptPrefix] = {}
         self.alive: dict[str, str] = {}
@@ -141,7 +145,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
 
     def assert_source_is_known(self, placement: Placement) -> None:
         """The longest prefix that a living worker has, unless the prefill worker itself has it."""
-        names = self.asks[placement.request_id].prefix_names
+        names = self.names[placement.request_id]
         told = [self.kept[name] for name in reversed(names) if name in self.kept]
         alive = (
             each
@@ -192,6 +196,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             for rid in ids
         ]
         self.asks |= {ask.request_id: ask for ask in asks}
+        self.names |= dict.fromkeys(ids, names)
         answers = self.control.place(frontend, asks, self.now)
         assert [answer.request_id for answer in answers] == ids
         for answer in answers:
