@@ -85,7 +85,8 @@ class Load:
         for each in output.sequences:
             seq, before = each.sequence, self._num_computed[each.sequence]
             num_tokens = each.num_computed_tokens - before
-            if before >= seq.num_prefill_tokens:
+            # The last token of a prompt alone is planned as a decode is.
+            if before >= seq.num_prefill_tokens - 1:
                 work = work.with_decode(each.num_computed_tokens)
             else:
                 work = work.with_chunk(before, num_tokens)

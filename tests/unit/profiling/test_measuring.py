@@ -22,7 +22,8 @@ from tests.simulated import profile_of, request_of, scenario_of, worker_profile
 def test_what_was_measured_can_be_simulated(tiny_model_path: Path, tmp_path: Path) -> None:
     config = config_of(tiny_model_path)
     path, output = tmp_path / "config.yaml", tmp_path / "profile.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    data = config.model_dump(mode="json", exclude_none=True)
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
     command = ["profile", str(path), "--output", str(output), "--seconds", "0.1", "--startups", "1"]
     assert main(command) == 0
     profile = parse_profile(yaml.safe_load(output.read_text()), str(output))
