@@ -179,6 +179,8 @@ class ControllerConfig(Section):
     queue_timeout_s: Seconds = 60.0
     worker_lease_s: Seconds = 60.0
     unused_exit_s: Seconds = 30.0
+    drain_timeout_s: Seconds = 120.0
+    termination_timeout_s: Seconds = 25.0
     event_log: EventLogConfig | None = None
 
 
@@ -191,6 +193,7 @@ class ServeConfig(Section):
     max_ongoing_requests: Count = 1024
     slow_reader_tokens: Count = 4096
     startup_timeout_s: Seconds = 600.0
+    graceful_shutdown_timeout_s: Seconds = 600.0
     keys_file: FilePath | None = None
     allow_anonymous: bool = False
     prefill_url: Annotated[str, AfterValidator(_url)] | None = None

@@ -18,21 +18,26 @@ from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 
 def make_control_plane(config: PdrayConfig) -> ControlPlane:
     """Equal configs make control planes that, told the same, decide the same."""
+    slo = Slo(**config.slo.model_dump())
+    rng = random.Random(config.generation)
+    return ControlPlane(
+        control_config(config), PLACEMENT.get(config.controller.placement)(slo, rng)
+    )
+
+
+def control_config(config: PdrayConfig) -> ControlConfig:
+    """What a control plane has to know of a config: a simulated one as well."""
     settings = config.controller
     slo = Slo(**config.slo.model_dump())
-    policy = PLACEMENT.get(settings.placement)(slo, random.Random(config.generation))
-    return ControlPlane(
-        ControlConfig(
-            max_queued_requests=settings.max_queued_requests,
-            queue_timeout_s=settings.queue_timeout_s,
-            phases=config.phases,
-            mode=config.mode,
-            refuse_after_s=slo.ttft_s if settings.early_refusal else None,
-            role_bounds=_role_bounds(config),
-            slo=slo,
-            scaling=_scaling(config, slo),
-        ),
-        policy,
+    return ControlConfig(
+        max_queued_requests=settings.max_queued_requests,
+        queue_timeout_s=settings.queue_timeout_s,
+        phases=config.phases,
+        mode=config.mode,
+        refuse_after_s=slo.ttft_s if settings.early_refusal else None,
+        role_bounds=_role_bounds(config),
+        slo=slo,
+        scaling=_scaling(config, slo),
     )
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ray.exceptions import RayActorError, RayError
@@ -18,11 +18,13 @@ from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
     ServingLimits,
+    WorkerAddress,
 )
 from pdray.core.scaling import TimedDecision
 from pdray.metrics.exposition import merge_expositions
@@ -126,6 +128,16 @@ class RayControllerClient:
                 return again
             self._note(answer)
             return answer
+
+    async def move(self, asks: Sequence[MoveAsk]) -> list[WorkerAddress | None]:
+        """In the order of ``asks``. Raises UnavailableError."""
+        targets = await self._call(lambda c: c.move.remote(self._frontend_id, asks))
+        for ask, target in zip(asks, targets, strict=True):
+            in_flight = self._in_flight.get(ask.request_id)
+            if target is not None and in_flight is not None:
+                moved = replace(in_flight, decode_id=target.worker_id)
+                self._in_flight[ask.request_id] = moved
+        return targets
 
     def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
         """Does not wait. An ask that has not left yet never will."""

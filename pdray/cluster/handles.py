@@ -8,7 +8,9 @@ from typing import ParamSpec, Protocol, TypeVar
 from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
+    MoveAsk,
     Placement,
+    PlacementAsk,
     Refusal,
     WorkerAddress,
 )
@@ -44,7 +46,7 @@ class WorkerHandle(Protocol):
     join: RemoteMethod[[], str]
     meet: RemoteMethod[[Sequence[WorkerAddress]], dict[WorkerId, str]]
     metrics_text: RemoteMethod[[], bytes]
-    drain: RemoteMethod[[], None]
+    drain: RemoteMethod[[float, bool], None]
     stop: RemoteMethod[[str], None]
 
 
@@ -53,6 +55,7 @@ class ControllerHandle(Protocol):
 
     exchange: RemoteMethod[[str, bytes], bytes]
     wait: RemoteMethod[[str], Placement | Refusal | None]
+    move: RemoteMethod[[str, Sequence[MoveAsk]], list[WorkerAddress | None]]
     renew: RemoteMethod[[str, float, FrontendReport], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]
@@ -64,4 +67,8 @@ class ControllerHandle(Protocol):
     scaling: RemoteMethod[[], tuple[TimedDecision, ...]]
     claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], None]
+    find_targets: RemoteMethod[
+        [Sequence[tuple[WorkerInfo | None, MoveAsk]]], list[WorkerAddress | None]
+    ]
+    place_for: RemoteMethod[[str, PlacementAsk, str], Placement | None]
     shutdown: RemoteMethod[[], None]

@@ -13,11 +13,13 @@ from pdray.core.mode import Mode
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
     ServingLimits,
+    WorkerAddress,
 )
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
@@ -34,6 +36,7 @@ from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .journal import Journal, event
 from .layout_mismatch import layout_mismatch
+from .moves import choose_target
 from .roles import Roles
 from .router import Router
 
@@ -152,6 +155,15 @@ class ControlPlane:
         if self._autoscaler is not None:
             self._autoscaler.arrived(len(asks), now)
         return [self._router.place(frontend_id, ask, now) for ask in asks]
+
+    @event
+    def move(
+        self, frontend_id: str, asks: Sequence[MoveAsk], now: float
+    ) -> list[WorkerAddress | None]:
+        """Who could go on with decodes that have to leave their workers, in the order of ``asks``;
+        from here on each counts as that one's. None where nobody can now."""
+        self._frontend(frontend_id, now)
+        return [self._router.move(frontend_id, ask) for ask in asks]
 
     @event
     def finished(
@@ -289,6 +301,15 @@ class ControlPlane:
     def limits(self) -> ServingLimits | None:
         """None until there was a worker for each of the phases."""
         return self._fleet.limits()
+
+    def find_target(self, source: WorkerInfo | None, ask: MoveAsk) -> WorkerAddress | None:
+        """Who could go on with a decode of another generation's, whose worker is not known here
+        unless ``source`` is None."""
+        if source is None:
+            record = self._fleet.get(ask.source_id)
+            source = None if record is None else record.info
+        target = None if source is None else choose_target(self._fleet, source, ask)
+        return None if target is None else target.info.address
 
     @property
     def can_place(self) -> bool:

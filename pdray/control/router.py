@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pdray.core.placement import (
+    MoveAsk,
     Placement,
     PlacementAsk,
     PrefixSource,
     Queued,
     Refusal,
+    WorkerAddress,
 )
 from pdray.core.request import WorkerId
 from pdray.policy.admission import (
@@ -21,6 +25,7 @@ from pdray.policy.placement.base import PlacementChoice, PlacementPolicy
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
+from .moves import choose_target
 from .placed_counts import PlacedCounts
 from .request_queue import QueuedRequest, RequestQueue
 from .worker_record import WorkerRecord
@@ -77,6 +82,17 @@ class Router:
             return self._refuse(ask, "no worker is ready, and nothing may queue", now)
         self._queue.put(QueuedRequest(frontend_id=frontend_id, ask=ask, queued_at=now))
         return Queued(request_id=ask.request_id)
+
+    def move(self, frontend_id: str, ask: MoveAsk) -> WorkerAddress | None:
+        """Who could go on with a request that decodes: it is booked there."""
+        source = self._fleet.get(ask.source_id)
+        target = None if source is None else choose_target(self._fleet, source.info, ask)
+        if target is None:
+            return None
+        placed = self._table.get(ask.request_id)
+        if placed is not None and placed.frontend_id == frontend_id:
+            self._table.add(replace(placed, decode_id=target.info.worker_id))
+        return target.info.address
 
     def place_queued(self, now: float) -> list[Placement | Refusal]:
         """Answers queued requests from the front for as long as they can go."""

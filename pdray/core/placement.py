@@ -95,6 +95,17 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveAsk:
+    """A request that decodes on a worker which has to let it go, and may grow to
+    ``max_total_tokens``. Those that ``refused`` it are not asked again."""
+
+    request_id: str
+    source_id: WorkerId
+    max_total_tokens: int
+    refused: tuple[WorkerId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingLimits:
     """The longest sequence (prompt and output tokens) that some pair of live workers takes: by
     the model's length, and by the KV memory of the decode worker (of the prefill worker where

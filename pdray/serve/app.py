@@ -57,6 +57,9 @@ def build_app(args: Mapping[str, object]) -> Application:
         num_replicas=config.serve.ingress_replicas,
         max_ongoing_requests=config.serve.max_ongoing_requests + SPARE_REQUESTS,
         max_queued_requests=SPARE_REQUESTS,
+        graceful_shutdown_timeout_s=config.serve.graceful_shutdown_timeout_s,
+        # Of a changed config, all new ones come before any old one goes.
+        max_surge_percent=100,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENV}},
     )

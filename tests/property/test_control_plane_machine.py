@@ -3,12 +3,21 @@ events bring the same answers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pdray.control.controller import ControlConfig, ControlPlane
-from pdray.core.placement import InFlight, KeptPrefix, Placement, PlacementAsk, Queued
+from pdray.core.placement import (
+    InFlight,
+    KeptPrefix,
+    MoveAsk,
+    Placement,
+    PlacementAsk,
+    Queued,
+)
 from pdray.core.request import WorkerId
 from pdray.core.scaling import PlaceCounts
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
@@ -230,6 +239,29 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             KeptPrefix(name=name, num_tokens=16 * (index + 1), worker_id=worker_id)
             for index, name in enumerate(names)
         ][-1:]
+
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        if not self.placed:
+            return
+        rid = data.draw(st.sampled_from(sorted(self.placed)))
+        placed = self.placed[rid]
+        assert placed.decode_id is not None
+        refused = data.draw(
+            st.sets(st.sampled_from([WorkerId("none"), *map(WorkerId, self.alive.values())]))
+        )
+        ask = MoveAsk(
+            request_id=rid,
+            source_id=placed.decode_id,
+            max_total_tokens=placed.ask.num_prompt_tokens + placed.ask.max_tokens,
+            refused=tuple(sorted(refused)),
+        )
+        (target,) = self.control.move(self.owners[rid], [ask], self.now)
+        if target is not None:
+            assert placed.decode_id in self.alive.values(), "nobody knows what it has there"
+            assert target.worker_id in set(self.alive.values()) - refused - {placed.decode_id}
+            assert frozenset((placed.decode_id, target.worker_id)) not in self.failed_pairs
+            self.placed[rid] = replace(placed, decode_id=target.worker_id)
 
     @rule(slot=st.sampled_from(sorted(WORKER_SLOTS)), tokens=st.sampled_from(WORKER_SIZES))
     def join(self, slot: str, tokens: int) -> None:
