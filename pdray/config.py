@@ -190,6 +190,7 @@ class ServeConfig(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     route_prefix: Annotated[str, AfterValidator(matching(r"/.*", "should start with /"))] = "/"
     ingress_replicas: Count = 1
+    max_ingress_replicas: Count | None = None
     max_ongoing_requests: Count = 1024
     slow_reader_tokens: Count = 4096
     startup_timeout_s: Seconds = 600.0

@@ -97,6 +97,7 @@ KEYS = [
     "serve.port",
     "serve.route_prefix",
     "serve.ingress_replicas",
+    "serve.max_ingress_replicas",
     "serve.max_ongoing_requests",
     "serve.slow_reader_tokens",
     "serve.startup_timeout_s",

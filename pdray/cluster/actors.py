@@ -59,6 +59,8 @@ class WorkerActor:
         self._clock = WallClock()
         self._me = cast("WorkerHandle", ray.get_runtime_context().current_actor)
         self._worker: Worker | None = None
+        # For as long as the worker: its tokenizer is in it.
+        self._model_copy: MemoryFiles | None = None
         self._node_id: str = ray.get_runtime_context().get_node_id()
         self._progress = "process started"
         self._role: Role | None = None
@@ -123,6 +125,8 @@ class WorkerActor:
                 logger.warning("worker does not stop: worker_id=%s", self._spec.worker_id)
             except Exception:  # it ends all the same
                 logger.exception("worker stops badly: worker_id=%s", self._spec.worker_id)
+        if self._model_copy is not None:
+            self._model_copy.close()
         if not self._ended.done():
             self._ended.set_result(reason)
         self._heartbeats.cancel()
@@ -138,9 +142,9 @@ class WorkerActor:
         self, watch: StartupWatch, peers: Sequence[WorkerAddress]
     ) -> WorkerInfo | StartFailure:
         try:
-            copy = await self._import_and_copy(peers)
+            self._model_copy = await self._import_and_copy(peers)
             watch.imported()
-            worker = await asyncio.to_thread(self._build, copy, watch)
+            worker = await asyncio.to_thread(self._build, self._model_copy, watch)
             info = await worker.start()
             watch.warmed_up()
         except (ConfigError, UnsupportedModelError) as error:

@@ -22,12 +22,13 @@ from tests.cluster.conftest import (
     processes_of,
     until_ended,
 )
-from tests.local_cluster import num_placed_again
+from tests.local_cluster import num_migrated, num_placed_again
 from tests.served import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 NUM_TOKENS = 900
+CONTROLLER = {"placement": "least_loaded", "worker_lease_s": 30.0, "unused_exit_s": 10.0}
 ENGINE = {"kv_cache_bytes": "4MiB", "num_threads": 1, "max_model_len": 1024}
 
 
@@ -39,7 +40,7 @@ async def test_sigterm_moves_the_decodes_and_brings_the_next_worker(
     make_config: MakeConfig,
 ) -> None:
     pools = {"prefill": pool_of("prefill"), "decode": pool_of("decode", replicas=2)}
-    config = make_config(pools=pools)
+    config = make_config(pools=pools, controller=CONTROLLER)
     await asyncio.to_thread(up, config)
     async with ClusterFrontend(config) as frontend:
         expected = await frontend.generate("undisturbed", max_tokens=NUM_TOKENS)
@@ -47,17 +48,15 @@ async def test_sigterm_moves_the_decodes_and_brings_the_next_worker(
         worker_ids = {(w.pool, w.index): w.worker_id for w in before.workers}
         leaver_id = worker_ids["decode", 0]
         assert leaver_id is not None
-        streams = [frontend.stream(f"{i}", max_tokens=NUM_TOKENS) for i in range(4)]
-        tokens = [[await anext(stream)] for stream in streams]
-        while not frontend.frontend.decoding_at(leaver_id):
-            await asyncio.sleep(0.001)
-        name = worker_name("app", config.generation, "decode", 0)
-        process = processes_of("app")[name]
+        process = processes_of("app")[worker_name("app", config.generation, "decode", 0)]
+        answering = [
+            asyncio.create_task(frontend.generate(f"{i}", max_tokens=NUM_TOKENS)) for i in range(4)
+        ]
+        await until_it_decodes(frontend, leaver_id)
         process.send_signal(signal.SIGTERM)
-        for each, stream in zip(tokens, streams, strict=True):
-            each += [token async for token in stream]
-        assert tokens == [expected] * len(streams)
+        assert await asyncio.gather(*answering) == [expected] * 4
         assert num_placed_again(frontend.frontend) == 0
+        assert num_migrated(frontend.frontend) > 0
         await until_ended([process])
         after = await frontend.until(
             lambda s: s.is_ready and ("decode", 0) not in {(w.pool, w.index) for w in s.workers}
@@ -93,6 +92,7 @@ async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> N
         model_path,
         "nodes",
         node_groups={"laptop": {"resource": "steady"}, "lent": {"resource": "lent"}},
+        controller=CONTROLLER,
         pools={
             "prefill": pool_of("prefill"),
             "decode": pool_of("decode"),
@@ -119,12 +119,14 @@ async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> N
                 await asyncio.to_thread(drain_node, leaver_node_id, address)
             assert await asyncio.gather(*answering) == [expected] * 2
         assert num_placed_again(frontend.frontend) == 0
+        assert num_migrated(frontend.frontend) > 0
         print(f"the node is gone after {num_streams} streams")
 
 
 async def until_it_decodes(frontend: ClusterFrontend, worker_id: WorkerId) -> None:
-    while not frontend.frontend.decoding_at(worker_id):
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(20):
+        while not frontend.frontend.decoding_at(worker_id):
+            await asyncio.sleep(0.001)
 
 
 async def until_node_is_gone(node_id: str) -> None:

@@ -84,9 +84,10 @@ async def test_deployed_again_and_deleted_by_another_process_it_leaves_no_proces
 
 async def text_of(client: httpx.AsyncClient, max_tokens: int) -> str:
     """A stream's, to its end. Raises where that is not as it should be."""
-    body = {"prompt": "Hello", "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0.0}
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": max_tokens, "ignore_eos": True}
+    body |= {"temperature": 0.0, "stream": True}
     text, finish_reason = "", None
-    async with client.stream("POST", "completions", json=body | {"stream": True}) as answer:
+    async with client.stream("POST", "completions", json=body) as answer:
         assert answer.status_code == 200, await answer.aread()
         async for line in answer.aiter_lines():
             if line.startswith("data: {"):
@@ -108,8 +109,9 @@ async def test_a_changed_config_rolls_through_under_streams_and_fails_none(
         "prefill": pool | {"role": "prefill"},
         "decode": pool | {"role": "decode", "replicas": 2},
     }
-    first = config_with(tiny_model_path, pools=pools)
-    changed = config_with(tiny_model_path, pools=pools, slo={"itl_s": 0.5})
+    settings: dict[str, object] = {"served_model_name": "tiny", "pools": pools}
+    first = config_with(tiny_model_path, **settings)
+    changed = config_with(tiny_model_path, **settings, slo={"itl_s": 0.5})
     assert first.generation != changed.generation
     await asyncio.to_thread(deploy, first)
     first_processes = processes_of(NAME)

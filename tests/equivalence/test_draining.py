@@ -7,6 +7,8 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from pdray.core.request import Request
 from pdray.local import LocalCluster
 from tests.equivalence.migration import answer_of, config_with, running
@@ -35,6 +37,7 @@ async def all_decode(cluster: LocalCluster, requests: list[Request]) -> None:
     await until(lambda: all(live.decoder_id is not None for live in lives.values()))
 
 
+@pytest.mark.slow
 async def test_decodes_leave_a_worker_that_drains_and_say_the_same(tiny_model_path: Path) -> None:
     config = config_with(tiny_model_path, num_decode_workers=2, transport="nixl", max_batch_size=16)
     async with running(config, tiny_model_path) as cluster:

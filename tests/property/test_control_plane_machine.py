@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -26,6 +27,8 @@ from pdray.policy.placement import PLACEMENT
 from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 from tests.fleet_factories import make_ask, make_info, make_policy, make_snapshot
 from tests.scaling_factories import make_rails, make_scaling_policy
+
+pytestmark = pytest.mark.slow
 
 MAX_QUEUED = 3
 QUEUE_TIMEOUT_S = 20.0

@@ -117,6 +117,13 @@ ROWS = {
             },
         ),
         Graph(
+            title="Start of a worker, by part",
+            text="Of those that are there now, the slowest: what a scale-up waits for.",
+            lines={"{{pool}} {{part}}": "max by (pool, part) (pdray_worker_startup_seconds)"},
+            unit=SECONDS,
+            is_stacked=True,
+        ),
+        Graph(
             title="Requests on workers",
             lines={
                 "{{pool}} running": "sum by (pool) (pdray_num_requests_running)",

@@ -4,6 +4,7 @@ server exports the same: ``tests/cluster/test_end_to_end.py``."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -15,7 +16,7 @@ from pdray.config_sections import SloConfig
 from pdray.core.snapshot import TierSnapshot, WorkerState
 from pdray.metrics.prometheus import FrontendMetrics, WorkerMetrics
 from tests.promql import DEPLOY, Asked, alerts, asked, panels, queries
-from tests.unit.cluster.test_status import READY, status_of
+from tests.unit.cluster.test_status import READY, STARTUP, status_of
 
 NO_TIER = TierSnapshot(
     tier="host", num_blocks=0, num_bytes=0, num_demoted=0, num_promoted=0, num_failed=0
@@ -37,7 +38,7 @@ def exported() -> dict[str, set[str]]:
         num_bytes=0,
         is_hidden=False,
     )
-    texts = [controller_text(status_of(READY)), slo_text(SloConfig())]
+    texts = [controller_text(status_of(replace(READY, startup=STARTUP))), slo_text(SloConfig())]
     return {
         sample.name: set(sample.labels)
         for text in [*texts, frontend.text(), worker.text()]

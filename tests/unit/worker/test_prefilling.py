@@ -228,7 +228,6 @@ async def test_a_worker_that_drains_gives_back_what_it_has_not_begun(scene: Scen
     address = await scene.other.listen()
     await submit(scene, address, request_id="begun")
     link, offer = await scene.other.receive(Offer)
-    lease_id = answer(link, offer)
     scene.worker._prefilling._lookahead_tokens = 0
     await submit(scene, address, request_id="waits")
     await until(lambda: len(scene.worker._prefilling._waiting) == 1)
@@ -236,7 +235,7 @@ async def test_a_worker_that_drains_gives_back_what_it_has_not_begun(scene: Scen
     await scene.frontend.receive(Draining)
     _, failed = await scene.frontend.receive(Failed)
     assert (failed.request_id, failed.is_given_back) == ("waits", True)
-    await hand_off(scene, link, lease_id)
+    await hand_off(scene, link, answer(link, offer))
     assert await draining
     await submit(scene, address, request_id="late")
     _, failed = await scene.frontend.receive(Failed)
