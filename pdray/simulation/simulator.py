@@ -47,7 +47,7 @@ class _News:
     """What happened in the middle of workers' calls, for after them."""
 
     ended: list[SimulatedRequest] = field(default_factory=list)
-    lost: list[tuple[SimulatedWorker, SimulatedSequence]] = field(default_factory=list)
+    lost: dict[SimulatedSequence, SimulatedWorker] = field(default_factory=dict)
     roomy: dict[WorkerId, None] = field(default_factory=dict)
 
 
@@ -174,8 +174,8 @@ class Simulator:
                 self._transfers.publish(handoff, self.timeline.now)
                 return True
         if all(target.is_draining for target in targets):
-            self._news.lost.append((source, seq))
-            self._expect_news()
+            self._news.lost[seq] = source
+            self.has_room(worker_id)
         self._refusing[worker_id] = None
         return False
 
@@ -218,10 +218,12 @@ class Simulator:
 
     def _hear_news(self) -> None:
         news, self._news, self._has_news = self._news, _News(), False
+        # Before anybody is placed anew, as that looks at them again.
+        for seq, source in news.lost.items():
+            source.withdraw(seq)
         if news.ended:
             self._end(news.ended)
-        for source, seq in news.lost:
-            source.withdraw(seq)
+        for seq in news.lost:
             self.control.finished(FRONTEND, [seq.request.request_id], self.timeline.now)
             self._place(seq.request)
         roomy = [self.workers[each] for each in news.roomy if each in self.workers]
@@ -265,6 +267,7 @@ class Simulator:
     def draining(self, worker: SimulatedWorker) -> None:
         self.control.worker_draining(worker.info.worker_id, self.timeline.now)
         self._deliver()
+        self._expect_news()
 
     def left(self, worker: SimulatedWorker) -> None:
         worker_id = worker.info.worker_id

@@ -117,7 +117,7 @@ class SimulatedWorker:
 
     def reserve(self, request: SimulatedRequest) -> SimulatedSequence | None:
         """Room for all of a prompt that is computed elsewhere, and some to grow; or none."""
-        num_taken = self.num_pulls + self.num_running + self.num_waiting
+        num_taken = self.num_pulls + self.num_running + len(self._ready) + len(self._preempted)
         if self.is_draining or num_taken >= min(self.info.max_batch_size, self._num_seats):
             return None
         if not self._may_take:
@@ -259,10 +259,14 @@ class SimulatedWorker:
 
     def _begin(self) -> None:
         assert self._under_way is None, "a step is under way"
-        while self._ready and self._has_seat(self._ready[0]):
-            self._seat(self._ready.popleft())
-        stretch = self._room_for_decodes()
-        chunks = tuple(self._chunks(self.batch.work))
+        while True:
+            while self._ready and self._has_seat(self._ready[0]):
+                self._seat(self._ready.popleft())
+            stretch = self._room_for_decodes()
+            chunks = tuple(self._chunks(self.batch.work))
+            # Whoever had the last seat may just have been preempted.
+            if chunks or stretch or not self._ready or not self._has_seat(self._ready[0]):
+                break
         if chunks:
             self.blocks.take_unowned(self.batch.blocks_for(1))
             stretch = Stretch(1, self._step_s(chunks), 0.0)
