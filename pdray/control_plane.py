@@ -18,21 +18,23 @@ from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 
 def make_control_plane(config: PdrayConfig) -> ControlPlane:
     """Equal configs make control planes that, told the same, decide the same."""
+    slo = Slo(**config.slo.model_dump())
+    policy = PLACEMENT.get(config.controller.placement)(slo, random.Random(config.generation))
+    return ControlPlane(control_config_of(config), policy)
+
+
+def control_config_of(config: PdrayConfig) -> ControlConfig:
     settings = config.controller
     slo = Slo(**config.slo.model_dump())
-    policy = PLACEMENT.get(settings.placement)(slo, random.Random(config.generation))
-    return ControlPlane(
-        ControlConfig(
-            max_queued_requests=settings.max_queued_requests,
-            queue_timeout_s=settings.queue_timeout_s,
-            phases=config.phases,
-            mode=config.mode,
-            refuse_after_s=slo.ttft_s if settings.early_refusal else None,
-            role_bounds=_role_bounds(config),
-            slo=slo,
-            scaling=_scaling(config, slo),
-        ),
-        policy,
+    return ControlConfig(
+        max_queued_requests=settings.max_queued_requests,
+        queue_timeout_s=settings.queue_timeout_s,
+        phases=config.phases,
+        mode=config.mode,
+        refuse_after_s=slo.ttft_s if settings.early_refusal else None,
+        role_bounds=_role_bounds(config),
+        slo=slo,
+        scaling=_scaling(config, slo),
     )
 
 
