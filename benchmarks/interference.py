@@ -1,7 +1,8 @@
 """Decode never waits? Steady chats, with long prompts arriving on top, through real servers.
 
     python -m benchmarks.interference
-    python -m benchmarks.interference --systems pooled soft chunks-512 --rate 0.25 --seconds 40
+    python -m benchmarks.interference --systems pooled soft one-chunks-512 --rate 0.25 --seconds 40
+    python -m benchmarks.interference --systems vllm vllm-128 vllm-pair --vllm PYTHON
 
 Four chats stream; after a while alone, prompts of 2,000 tokens arrive at random times, the same for
 every system, on the same two cores. The floor that no software can beat: decode steps in a bare
@@ -39,7 +40,7 @@ CHAT_PROMPT_TOKENS = 200
 CHAT_TOKENS = 3000
 LONG_PROMPT_TOKENS = 2000
 LONG_OUTPUT_TOKENS = 16
-WARM_UP_PROMPTS = 12
+WARM_UP_PROMPTS = 6
 _MATRIX_PRODUCTS = """
 import torch
 torch.set_num_threads(1)
@@ -52,7 +53,7 @@ while True:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """Of the chats' gaps between tokens, alone and under load; of the long prompts' first tokens.
-    ``num_late`` prompts had no answer when the time was over."""
+    ``num_late`` prompts had no answer when the time was over; None where none had."""
 
     system: str
     alone_p50_s: float
@@ -62,8 +63,8 @@ class Finding:
     itl_p999_s: float
     itl_max_s: float
     chat_tokens_per_s: float
-    ttft_p50_s: float
-    ttft_max_s: float
+    ttft_p50_s: float | None
+    ttft_max_s: float | None
     num_prompts: int
     num_late: int
 
@@ -135,8 +136,8 @@ async def _load(system: str, base_url: str, arguments: argparse.Namespace) -> Fi
         for stream in (*chats, *prompts):
             stream.task.cancel()
     known = [ttft for ttft in ttfts if ttft is not None]
-    if not known or not loaded:
-        raise ValueError(f"{system}: no prompt was answered, or no chat went on")
+    if not ttfts or not alone or not loaded:
+        raise ValueError("no prompt was sent, or no chat went on")
     return Finding(
         system=system,
         alone_p50_s=percentile(alone, 0.5),
@@ -146,8 +147,8 @@ async def _load(system: str, base_url: str, arguments: argparse.Namespace) -> Fi
         itl_p999_s=percentile(loaded, 0.999),
         itl_max_s=max(loaded),
         chat_tokens_per_s=len(loaded) / (load_until - load_from),
-        ttft_p50_s=percentile(known, 0.5),
-        ttft_max_s=max(known),
+        ttft_p50_s=percentile(known, 0.5) if known else None,
+        ttft_max_s=max(known, default=None),
         num_prompts=len(ttfts),
         num_late=len(ttfts) - len(known),
     )
@@ -187,14 +188,14 @@ def table_of(findings: Sequence[Finding], floor: dict[str, float]) -> Table:
         table.add_column(column, justify="right")
     for each in findings:
         itls = (each.itl_p50_s, each.itl_p99_s, each.itl_p999_s, each.itl_max_s)
+        ttfts = (each.ttft_p50_s, each.ttft_max_s)
         table.add_row(
             each.system,
             f"{each.alone_p50_s * 1e3:.0f}, {each.alone_p99_s * 1e3:.0f} ms",
             *(f"{itl_s * 1e3:.0f} ms" for itl_s in itls),
             f"{each.itl_p99_s / floor['beside_p99_s']:.2f}x",
             f"{each.chat_tokens_per_s:.1f}",
-            f"{each.ttft_p50_s:.2f} s",
-            f"{each.ttft_max_s:.2f} s",
+            *("-" if ttft_s is None else f"{ttft_s:.2f} s" for ttft_s in ttfts),
             f"{each.num_late} of {each.num_prompts}",
         )
     return table
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--alone", type=float, default=10.0, help="seconds of the chats alone")
     add("--seconds", type=float, default=40.0, help="under load")
     add("--itl", type=float, default=0.2, help="slo.itl_s of pooled, soft and auto")
-    add("--vllm", type=Path, help="Python of an environment with vLLM, for vllm and vllm-N")
+    add("--vllm", type=Path, help="Python of an environment with vLLM, for vllm, vllm-N, vllm-pair")
     add("--port", type=int, default=18000)
     add("--output-dir", type=Path, help="for dated JSON")
     arguments = parser.parse_args(argv)
@@ -218,7 +219,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="pdray-interference-") as folder:
         for system in arguments.systems:
             console.print(f"{system} ...")
-            findings.append(measure_system(system, arguments, Path(folder)))
+            try:
+                findings.append(measure_system(system, arguments, Path(folder)))
+                console.print(findings[-1])
+            except (ValueError, OSError, aiohttp.ClientError) as error:
+                console.print(f"error: {error}", style="red", markup=False)
     console.print(table_of(findings, floor))
     if arguments.output_dir is not None:
         found = [asdict(each) for each in findings]

@@ -94,7 +94,8 @@ def _read_cost(rng: random.Random) -> LinkCost:
 
 def prefix_of(conversation: int) -> bytes:
     """Names of its blocks, one behind the other."""
-    return random.Random(conversation).randbytes(PREFIX_NAME_BYTES * PREFIX_BLOCKS)
+    # As a string: numbers that differ in their sign alone are one seed.
+    return random.Random(str(conversation)).randbytes(PREFIX_NAME_BYTES * PREFIX_BLOCKS)
 
 
 def prefix_reports(
@@ -120,10 +121,7 @@ def next_turns(num_asks: int, num_conversations: int, rng: random.Random) -> lis
                 request_id="",
                 num_prompt_tokens=(PREFIX_BLOCKS + NEW_BLOCKS) * BLOCK_SIZE,
                 max_tokens=_MAX_TOKENS,
-                prefix_names=tuple(
-                    names[start : start + PREFIX_NAME_BYTES]
-                    for start in range(0, len(names), PREFIX_NAME_BYTES)
-                ),
+                prefix_names=names,
             )
         )
     return asks

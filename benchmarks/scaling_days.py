@@ -25,8 +25,8 @@ from pdray.workload.trace import read_trace, scale_trace
 
 PROFILES = Path(__file__).parent / "profiles"
 MAX_REPLICAS = 16
-EVERY_S = 2.0
-"""Workers tell of themselves and are scaled so often: a day takes half of what it does with 1."""
+EVERY_S = 4.0
+"""Workers tell of themselves and are scaled so often: most of a day would be that, if it were 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,5 @@
 """The servers that benchmarks compare, on the same two cores: pdray's two workers of one thread
-each, or vLLM's one server with two."""
+each, or vLLM's one server with two, or its pair of one each."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import yaml
 
 from benchmarks.idle import stop, wait_for_health
 from benchmarks.processes import MARK
+from benchmarks.vllm_pair import VLLM_SERVE
 from pdray.model_source import resolve_model
 
 NO_TARGET_S = 1000.0
 """Of ``slo.itl_s``: steps take as long as their tokens do."""
 
 _START_S = 300.0
-_VLLM_SERVE = ("-m", "vllm.entrypoints.cli.main", "serve")
 _VLLM_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "0-1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -33,18 +33,27 @@ _VLLM_ENVIRONMENT = {
 
 def config_of(system: str, itl_s: float) -> dict[str, object]:
     """``pooled``, ``soft``, ``auto``, or ``chunks-N``: both phases on each worker, with steps of
-    N tokens. ``one-soft`` has one worker of two threads. Raises ValueError for any other."""
+    N tokens. ``one-soft`` and ``one-chunks-N`` have one worker of two threads. Raises ValueError
+    for any other."""
     if system == "pooled":
         return _pooled(itl_s)
-    if system == "one-soft":
-        return _mixed("soft", itl_s, max_tokens_per_step=512, num_workers=1, num_threads=2)
-    if system in ("soft", "auto"):
-        return _mixed(system, itl_s, max_tokens_per_step=512)
-    word, _, size = system.partition("-")
-    if word != "chunks" or not size.isdigit():
-        accepted = "pooled, soft, one-soft, auto, chunks-N, vllm, vllm-N"
+    if system == "auto":
+        return _mixed("auto", itl_s, max_tokens_per_step=512)
+    kind = system.removeprefix("one-")
+    num_workers, num_threads = (2, 1) if kind == system else (1, 2)
+    word, _, size = kind.partition("-")
+    if word == "chunks" and size.isdigit():
+        itl_s = NO_TARGET_S
+    elif kind != "soft":
+        accepted = "pooled, auto, soft, chunks-N, one-soft, one-chunks-N, vllm, vllm-N, vllm-pair"
         raise ValueError(f"system {system!r}; accepted: {accepted} (N tokens a step)")
-    return _mixed("soft", NO_TARGET_S, max_tokens_per_step=int(size))
+    return _mixed(
+        "soft",
+        itl_s,
+        max_tokens_per_step=int(size or 512),
+        num_workers=num_workers,
+        num_threads=num_threads,
+    )
 
 
 @contextmanager
@@ -82,12 +91,15 @@ def _command(
         return [sys.executable, "-m", "pdray", "serve", path, "--port", str(port)]
     if vllm is None:
         raise ValueError(f"{system}: name a Python that has vLLM with --vllm")
-    model = resolve_model("demo", print)
-    command = [*_VLLM_SERVE, str(model), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "4096", "--max-num-seqs", "32"]
-    _, _, size = system.partition("-")
-    return [vllm, *command, *(["--max-num-batched-tokens", size] if size else [])]
+    serve = [str(resolve_model("demo", print)), "--dtype", "float32", "--enforce-eager"]
+    serve += ["--max-model-len", "4096", "--max-num-seqs", "32"]
+    _, _, kind = system.partition("-")
+    if kind == "pair":
+        pair = [sys.executable, "-m", "benchmarks.vllm_pair", "--port", str(port)]
+        return [*pair, "--vllm", vllm, "--", *serve]
+    if kind:
+        serve += ["--max-num-batched-tokens", kind]
+    return [vllm, *VLLM_SERVE, *serve, "--host", "127.0.0.1", "--port", str(port)]
 
 
 def _pooled(itl_s: float) -> dict[str, object]:

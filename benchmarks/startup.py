@@ -1,7 +1,7 @@
 """What a worker's start takes, part by part, with its model from the disk and from a peer.
 
     python -m benchmarks.startup --repeats 3
-    python -m benchmarks.startup --preload --output-dir results
+    python -m benchmarks.startup --repeats 5 --output-dir results
 
 Two workers on a local Ray; one is killed again and again while the other lives, and what the
 controller hears of each next one's start is what counts.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import os
 import shutil
 import sys
 import tempfile
@@ -75,9 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_bytes = sum(file.stat().st_size for file in weights)
         drop_from_cache(weights)
         console.print(f"{num_bytes / 1e6:.0f} MB, cold: read once in {read_seconds(weights):.2f} s")
-        if args.preload:
-            # Of a Ray that is started here; a cluster has it with its --system-config.
-            os.environ["RAY_preload_python_modules"] = "pdray.worker.worker"  # noqa: SIM112
         for source in dict.fromkeys(case.source for case in CASES):
             findings += measure_source(source, models, args, console)
     console.print(table_of(findings))
@@ -92,7 +88,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default="demo", help="a local folder, or the demo model")
     parser.add_argument("--kv-cache-bytes", default="1GiB")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--preload", action="store_true", help="Ray's processes import pdray first")
     parser.add_argument("--folder", type=Path, help="on the disk to measure; default: temporary")
     parser.add_argument("--output-dir", type=Path, help="for dated JSON")
     return parser.parse_args(argv)

@@ -179,6 +179,8 @@ class ControllerConfig(Section):
     queue_timeout_s: Seconds = 60.0
     worker_lease_s: Seconds = 60.0
     unused_exit_s: Seconds = 30.0
+    drain_timeout_s: Seconds = 120.0
+    termination_timeout_s: Seconds = 25.0
     event_log: EventLogConfig | None = None
 
 
@@ -188,9 +190,11 @@ class ServeConfig(Section):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     route_prefix: Annotated[str, AfterValidator(matching(r"/.*", "should start with /"))] = "/"
     ingress_replicas: Count = 1
+    max_ingress_replicas: Count | None = None
     max_ongoing_requests: Count = 1024
     slow_reader_tokens: Count = 4096
     startup_timeout_s: Seconds = 600.0
+    graceful_shutdown_timeout_s: Seconds = 600.0
     keys_file: FilePath | None = None
     allow_anonymous: bool = False
     prefill_url: Annotated[str, AfterValidator(_url)] | None = None

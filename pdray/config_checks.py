@@ -28,6 +28,7 @@ def problems_of(config: PdrayConfig) -> list[Problem]:
         *_role_bounds(config),
         *_scaling(config),
         *_budgets(config),
+        *_ingress(config),
         *_engines(config),
         *_tiers(config),
         *_tenants(config),
@@ -147,6 +148,13 @@ def _budgets(config: PdrayConfig) -> Iterator[Problem]:
         if limit is not None and limit < least:
             accepted = f"should be at least {least:g}, which all pools' minima take"
             yield Problem(key=key, value=limit, accepted=accepted)
+
+
+def _ingress(config: PdrayConfig) -> Iterator[Problem]:
+    least, most = config.serve.ingress_replicas, config.serve.max_ingress_replicas
+    if most is not None and most < least:
+        accepted = f"should be at least serve.ingress_replicas, {least}"
+        yield Problem(key="serve.max_ingress_replicas", value=most, accepted=accepted)
 
 
 def _groups(config: PdrayConfig, pool: PoolConfig) -> list[tuple[str, NodeGroupConfig]]:

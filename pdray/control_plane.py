@@ -19,11 +19,14 @@ from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 def make_control_plane(config: PdrayConfig) -> ControlPlane:
     """Equal configs make control planes that, told the same, decide the same."""
     slo = Slo(**config.slo.model_dump())
-    policy = PLACEMENT.get(config.controller.placement)(slo, random.Random(config.generation))
-    return ControlPlane(control_config_of(config), policy)
+    rng = random.Random(config.generation)
+    return ControlPlane(
+        control_config(config), PLACEMENT.get(config.controller.placement)(slo, rng)
+    )
 
 
-def control_config_of(config: PdrayConfig) -> ControlConfig:
+def control_config(config: PdrayConfig) -> ControlConfig:
+    """What a control plane has to know of a config: a simulated one as well."""
     settings = config.controller
     slo = Slo(**config.slo.model_dump())
     return ControlConfig(

@@ -18,11 +18,13 @@ from pdray.core.cluster_secret import newest_secret
 from pdray.core.errors import UnavailableError
 from pdray.core.placement import (
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
     ServingLimits,
+    WorkerAddress,
 )
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo
@@ -58,6 +60,9 @@ class LocalController:
             return await self._waiting[request_id]
         finally:
             self._waiting.pop(request_id, None)
+
+    async def move(self, asks: Sequence[MoveAsk]) -> list[WorkerAddress | None]:
+        return self._plane.move(self._frontend_id, asks, self._clock.now())
 
     def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
         self._plane.finished(self._frontend_id, request_ids, self._clock.now(), kept)

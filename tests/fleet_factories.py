@@ -6,6 +6,7 @@ import random
 
 from pdray.core.link_cost import LinkCost
 from pdray.core.placement import PlacementAsk, WorkerAddress
+from pdray.core.prefix_report import PREFIX_NAME_BYTES
 from pdray.core.request import WorkerId
 from pdray.core.slo import Slo
 from pdray.core.snapshot import KVSpan, Role, WorkerInfo, WorkerSnapshot, WorkerState
@@ -99,7 +100,7 @@ def make_ask(
         request_id=request_id,
         num_prompt_tokens=num_prompt_tokens,
         max_tokens=max_tokens,
-        prefix_names=prefix_names,
+        prefix_names=b"".join(name.ljust(PREFIX_NAME_BYTES, b"\0") for name in prefix_names),
         session_id=session_id,
         priority=priority,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pdray.core.placement import (
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
@@ -34,6 +35,7 @@ class OneAnswer:
     kept: list[KeptPrefix] = field(default_factory=list)
     num_refused: int = 0
     asks: list[PlacementAsk] = field(default_factory=list)
+    moves: list[MoveAsk] = field(default_factory=list)
 
     async def place(self, asks: Sequence[PlacementAsk]) -> Sequence[Placement | Queued | Refusal]:
         self.asks += asks
@@ -51,12 +53,23 @@ class OneAnswer:
     async def wait(self, request_id: str) -> Placement | Refusal:
         raise AssertionError("nothing is queued here")
 
+    async def move(self, asks: Sequence[MoveAsk]) -> Sequence[WorkerAddress | None]:
+        self.moves += asks
+        return [
+            next((each for each in self.decodes if _may_go_on(each.worker_id, ask)), None)
+            for ask in asks
+        ]
+
     def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
         self.finished_ids += request_ids
         self.kept += kept
 
     async def limits(self) -> ServingLimits:
         return ServingLimits(max_model_len=512, max_sequence_tokens=512, model_digest="m")
+
+
+def _may_go_on(worker_id: WorkerId, ask: MoveAsk) -> bool:
+    return worker_id not in (ask.source_id, *ask.refused)
 
 
 @dataclass(slots=True, eq=False)

@@ -77,11 +77,17 @@ async def tokens_of(cluster: LocalCluster, request: Request) -> list[int]:
 
 
 def num_placed_again(frontend: Frontend) -> float:
-    (line,) = (
-        line
-        for line in frontend.metrics.text().decode().splitlines()
-        if line.startswith("pdray_requests_placed_again_total{")
-    )
+    return _counted(frontend, "pdray_requests_placed_again_total")
+
+
+def num_migrated(frontend: Frontend) -> float:
+    """Requests that have moved, and have said something since."""
+    return _counted(frontend, "pdray_migration_pause_seconds_count")
+
+
+def _counted(frontend: Frontend, name: str) -> float:
+    lines = frontend.metrics.text().decode().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}{{"))
     return float(line.split()[-1])
 
 

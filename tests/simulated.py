@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pdray.control.controller import ControlConfig
@@ -10,10 +11,12 @@ from pdray.core.mode import Mode
 from pdray.core.slo import Slo
 from pdray.core.snapshot import KVSpan, Role
 from pdray.core.step_time import StepTime
+from pdray.policy.scaling.base import GroupCost, PoolSetup, ScalingSetup
 from pdray.simulation.profile import LinkProfile, Profile, WorkerProfile
 from pdray.simulation.scaler import ScalingView
 from pdray.simulation.scenario import GroupPlan, PoolPlan, Scenario
 from pdray.workload.request import WorkloadRequest
+from tests.scaling_factories import make_rails, make_scaling_policy
 
 STEP_TIME = StepTime(
     base_s=0.01, prefill_token_s=1e-4, prefill_pair_s=0.0, decode_s=0.002, context_token_s=1e-6
@@ -102,3 +105,25 @@ class Plan:
     def look(self, view: ScalingView, now: float) -> Mapping[str, int]:
         self.views.append((now, view))
         return self._wanted[max(at for at in self._wanted if at <= now)]
+
+
+SLOW = {"step_time": replace(STEP_TIME, prefill_token_s=4e-4), "startup_s": (2.0,)}
+"""Prompts of 400 tokens take 0.17 s."""
+
+
+def scaled(scenario: Scenario) -> Scenario:
+    """With a quick policy for each pool, of one to four workers."""
+    rails = make_rails(max_replicas=4, downscale_delay_s=10.0)
+    pools = tuple(
+        PoolSetup(
+            name=plan.name,
+            role=plan.role,
+            node_groups=("cpu",),
+            replicas=plan.num_workers,
+            policy=make_scaling_policy(rails, role=plan.role, look_back_period_s=2.0),
+        )
+        for plan in scenario.pools
+    )
+    groups = {"cpu": GroupCost(num_gpus=1.0, cost_per_hour=None)}
+    scaling = ScalingSetup(pools=pools, groups=groups)
+    return replace(scenario, control=replace(scenario.control, scaling=scaling))

@@ -23,6 +23,8 @@ from pdray.worker.worker import Worker, build_worker
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 120.0
 SNAPSHOT_S = 0.05
+DRAIN_S = 60.0
+"""After SIGTERM, for which it drains."""
 STEP_PAUSE = "PDRAY_TEST_STEP_PAUSE_S"
 """In a worker's environment: how much longer each of its steps takes."""
 
@@ -60,6 +62,10 @@ class WorkerProcess:
         assert isinstance(info, WorkerInfo)
         self.info = info
         return info
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
 
     @property
     def is_alive(self) -> bool:
@@ -102,7 +108,16 @@ async def _run(pipe: Connection) -> None:
     _slow_down(worker, float(os.environ.get(STEP_PAUSE, "0")))
     pipe.send(await worker.start())
     crashed = asyncio.create_task(worker.crashed())
+    is_told_to_end = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, is_told_to_end.set)
+    leaving: asyncio.Task[bool] | None = None
     while not crashed.done():
+        if is_told_to_end.is_set() and leaving is None:
+            leaving = asyncio.create_task(worker.drain(DRAIN_S, gives_back=True))
+        if leaving is not None and leaving.done():
+            assert leaving.result(), "it could not be left in time"
+            await worker.stop()
+            return
         worker.engine.pool.check_integrity()
         pipe.send(worker.snapshot())
         await asyncio.sleep(SNAPSHOT_S)

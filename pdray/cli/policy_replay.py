@@ -12,7 +12,7 @@ from pathlib import Path
 from pdray.config import PdrayConfig, load_config
 from pdray.config_yaml import read_yaml
 from pdray.control.controller import ControlConfig
-from pdray.control_plane import control_config_of
+from pdray.control_plane import control_config as control_config_of_file
 from pdray.core.errors import ConfigError
 from pdray.core.slo import Slo
 from pdray.policy.scaling.base import ScalingSetup
@@ -85,7 +85,7 @@ def _slo_of(policy: AutoscalingConfig) -> Slo:
 
 def _of_config(config: PdrayConfig, profile: Profile, fixed: Mapping[str, int]) -> ControlConfig:
     _check_names(fixed, config.pools)
-    control = control_config_of(config)
+    control = control_config_of_file(config)
     assert control.scaling is not None
     pools = tuple(
         replace(each, policy=None, replicas=fixed[each.name]) if each.name in fixed else each

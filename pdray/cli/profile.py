@@ -34,8 +34,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--seconds",
         metavar="S",
         type=_positive(float),
-        default=30.0,
-        help="of steps, for each engine (default: %(default)g)",
+        default=60.0,
+        help="of steps, for each engine (default: %(default)g); slow machines take longer",
     )
     command.add_argument(
         "--startups",

@@ -24,6 +24,7 @@ from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle, WorkerHandle
 from .messages import Heartbeat, StartFailure, WorkerSpec
 from .names import controller_name, find_controller
+from .termination import Termination
 
 if TYPE_CHECKING:
     from pdray.worker.memory_files import MemoryFiles
@@ -43,16 +44,32 @@ class WorkerActor:
     """Loads the model in ``start``, not when it is made: until then a pending call means that
     Ray has no room for it."""
 
+    _termination: Termination | None = None
+
+    def __new__(cls, *args: object) -> WorkerActor:
+        """Ray makes the object in the main thread, and all else of it runs in another: signals
+        can be taken here alone. Who asks for an actor makes an object, too, in another thread."""
+        actor = super().__new__(cls)
+        if threading.current_thread() is threading.main_thread():
+            actor._termination = Termination()
+        return actor
+
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._clock = WallClock()
         self._me = cast("WorkerHandle", ray.get_runtime_context().current_actor)
         self._worker: Worker | None = None
+        # For as long as the worker: its tokenizer is in it.
+        self._model_copy: MemoryFiles | None = None
+        self._node_id: str = ray.get_runtime_context().get_node_id()
         self._progress = "process started"
         self._role: Role | None = None
         self._starting: asyncio.Task[WorkerInfo | StartFailure] | None = None
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._heartbeats = asyncio.get_running_loop().create_task(self._send_heartbeats())
+        self._leaving: asyncio.Task[None] | None = None
+        assert self._termination is not None, "not made in the main thread"
+        self._termination.tell(self._leave_soon)
         self._renewed_at = self._clock.now()
         # A thread, as a worker whose event loop hangs must end as well.
         threading.Thread(target=self._watch_lease, name="lease-watch", daemon=True).start()
@@ -90,11 +107,12 @@ class WorkerActor:
     async def metrics_text(self) -> bytes:
         return b"" if self._worker is None else self._worker.metrics_text()
 
-    async def drain(self) -> None:
-        """Takes no new work; returns when the last request is over."""
+    async def drain(self, timeout_s: float, gives_back: bool) -> None:
+        """Takes no new work; returns when the last request is over, or elsewhere, or when the time
+        is. With ``gives_back`` others do the prompts that have not begun."""
         if self._worker is not None:
-            drained = asyncio.get_running_loop().create_task(self._worker.drain())
-            await self._first_of(drained)
+            draining = self._worker.drain(timeout_s, gives_back=gives_back)
+            await self._first_of(asyncio.get_running_loop().create_task(draining))
 
     async def stop(self, reason: str) -> None:
         """Ends this process; what still runs is lost. Does not return: the actor dies."""
@@ -107,6 +125,8 @@ class WorkerActor:
                 logger.warning("worker does not stop: worker_id=%s", self._spec.worker_id)
             except Exception:  # it ends all the same
                 logger.exception("worker stops badly: worker_id=%s", self._spec.worker_id)
+        if self._model_copy is not None:
+            self._model_copy.close()
         if not self._ended.done():
             self._ended.set_result(reason)
         self._heartbeats.cancel()
@@ -122,9 +142,9 @@ class WorkerActor:
         self, watch: StartupWatch, peers: Sequence[WorkerAddress]
     ) -> WorkerInfo | StartFailure:
         try:
-            copy = await self._import_and_copy(peers)
+            self._model_copy = await self._import_and_copy(peers)
             watch.imported()
-            worker = await asyncio.to_thread(self._build, copy, watch)
+            worker = await asyncio.to_thread(self._build, self._model_copy, watch)
             info = await worker.start()
             watch.warmed_up()
         except (ConfigError, UnsupportedModelError) as error:
@@ -200,6 +220,18 @@ class WorkerActor:
             loaded,
         )
 
+    def _leave_soon(self) -> None:
+        """The process was told to end."""
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        """The controller hears of it with the next heartbeat, and makes the next one."""
+        logger.warning("worker leaves: worker_id=%s SIGTERM", self._spec.worker_id)
+        self._progress = "drains: its process was told to end"
+        await self.drain(self._spec.config.controller.termination_timeout_s, gives_back=False)
+        self._end_myself("its process was told to end")
+
     def _set_progress(self, text: str) -> None:
         self._progress = text
 
@@ -245,6 +277,7 @@ class WorkerActor:
         heartbeat = Heartbeat(
             pool=self._spec.pool,
             index=self._spec.index,
+            node_id=self._node_id,
             progress=self._progress,
             snapshot=None if worker is None else worker.snapshot(),
             prefixes=None if worker is None else worker.prefix_report(),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ray.exceptions import RayActorError, RayError
@@ -18,11 +18,13 @@ from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
     ServingLimits,
+    WorkerAddress,
 )
 from pdray.core.scaling import TimedDecision
 from pdray.metrics.exposition import merge_expositions
@@ -32,6 +34,7 @@ from .controller import get_or_make_controller
 from .handles import ControllerHandle
 from .messages import ControllerStatus, FrontendReport
 from .names import kill_actor
+from .rounds import Round, pack_round, unpack_answers
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +56,8 @@ class _Asked:
 class RayControllerClient:
     """The ControllerClient of one frontend. All methods are for one event loop.
 
-    One round of calls is under way at a time, ends before asks: what comes meanwhile goes
-    with the next one, so that the controller sees few calls under load, and in order.
+    One round is under way at a time, with all ends and asks: what comes meanwhile goes with the
+    next one, so that the controller sees few calls under load, and in order.
     """
 
     def __init__(self, config: PdrayConfig, frontend_id: str) -> None:
@@ -126,6 +129,16 @@ class RayControllerClient:
             self._note(answer)
             return answer
 
+    async def move(self, asks: Sequence[MoveAsk]) -> list[WorkerAddress | None]:
+        """In the order of ``asks``. Raises UnavailableError."""
+        targets = await self._call(lambda c: c.move.remote(self._frontend_id, asks))
+        for ask, target in zip(asks, targets, strict=True):
+            in_flight = self._in_flight.get(ask.request_id)
+            if target is not None and in_flight is not None:
+                moved = replace(in_flight, decode_id=target.worker_id)
+                self._in_flight[ask.request_id] = moved
+        return targets
+
     def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
         """Does not wait. An ask that has not left yet never will."""
         self._to_keep += kept
@@ -178,33 +191,24 @@ class RayControllerClient:
         asked, self._to_ask = self._to_ask, {}
         finished, self._to_finish = self._to_finish, []
         kept, self._to_keep = self._to_keep, []
-        if finished:
-            await self._report_finished(finished, kept)
-        if not asked:
+        if not (asked or finished or kept):
             return
-        asks = [each.ask for each in asked.values()]
+        asks = tuple(each.ask for each in asked.values())
+        told = pack_round(Round(ended=tuple(finished), kept=tuple(kept), asks=asks))
         try:
-            answers = await self._call(lambda c: c.place.remote(self._frontend_id, asks))
+            packed = await self._call(lambda c: c.exchange.remote(self._frontend_id, told))
         except UnavailableError as error:
+            # Whoever takes the next round hears first what is still in flight, so no end is lost.
+            logger.info("a round was lost: %d asks, %d ends: %s", len(asks), len(finished), error)
             for each in asked.values():
                 if not each.answer.done():
                     each.answer.set_exception(error)
             return
-        for each, answer in zip(asked.values(), answers, strict=True):
+        for each, answer in zip(asked.values(), unpack_answers(packed, asks), strict=True):
             if not isinstance(answer, Queued):
                 self._note(answer)
             if not each.answer.done():
                 each.answer.set_result(answer)
-
-    async def _report_finished(self, request_ids: list[str], kept: list[KeptPrefix]) -> None:
-        """Not worth a retry: whoever takes the next call hears first what is still in flight."""
-        handle = None
-        try:
-            handle = await self._controller()
-            await _answer(handle, lambda c: c.finished.remote(self._frontend_id, request_ids, kept))
-        except RayError as error:
-            logger.info("ends were not reported: %s", type(error).__name__)
-            self._forget(handle)
 
     def _note(self, answer: Placement | Refusal) -> None:
         """Remembers what is in flight, for a controller that does not."""
@@ -269,8 +273,9 @@ class RayControllerClient:
                 )
                 in_flight = list(self._in_flight.values())
                 await _answer(handle, lambda c: c.resume.remote(self._frontend_id, in_flight))
-                asks = [ask for r, ask in self._open.items() if r not in self._in_flight]
-                await _answer(handle, lambda c: c.place.remote(self._frontend_id, asks))
+                asks = tuple(ask for r, ask in self._open.items() if r not in self._in_flight)
+                told = pack_round(Round(asks=asks))
+                await _answer(handle, lambda c: c.exchange.remote(self._frontend_id, told))
                 self._handle = handle
             return self._handle
 

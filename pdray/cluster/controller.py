@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,7 +19,7 @@ from pdray.core.clock import WallClock
 from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
-    KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
@@ -28,10 +28,11 @@ from pdray.core.placement import (
 )
 from pdray.core.request import WorkerId
 from pdray.core.scaling import TimedDecision
-from pdray.core.snapshot import WorkerInfo
+from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 
 from .exit import exit_this_actor, force_exit_after
 from .handles import ControllerHandle, WorkerHandle
+from .heir import Heir
 from .introductions import Introductions
 from .messages import (
     Claim,
@@ -42,11 +43,14 @@ from .messages import (
     Renewal,
 )
 from .names import NAMESPACE, controller_name
+from .node_drains import watch_node_drains
 from .observations import Observations
 from .pool import WorkerPools
 from .pool_scaler import PoolScaler
+from .rounds import pack_answers, unpack_round
+from .slot import WorkerSlot
 from .takeover import Takeover
-from .telemetry import controller_text, worker_texts
+from .telemetry import controller_text, slo_text, worker_texts
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ _KEPT_FOR_S = 600.0
 @dataclass(frozen=True, slots=True)
 class _Wait:
     frontend_id: str
+    ask: PlacementAsk
     answer: asyncio.Future[Placement | Refusal]
 
 
@@ -89,43 +94,56 @@ class ControllerActor:
         application = config.serve.application
         own_name = controller_name(application, config.generation)
         self._takeover = Takeover(application, own_name, self._own_claim, self._pools)
+        self._heir = Heir(self._takeover, self._control.fleet)
+        self._model_digest: str | None = None
         loop = asyncio.get_running_loop()
         self._tasks = [
+            loop.create_task(watch_node_drains(self._on_node_drains)),
             loop.create_task(self._tick_forever()),
             loop.create_task(self._look_forever()),
         ]
 
     # For frontends
 
-    async def place(
-        self, frontend_id: str, asks: Sequence[PlacementAsk]
-    ) -> list[Placement | Queued | Refusal]:
-        """Answers at once; a Queued request's answer comes through ``wait``."""
-        self._used_at = self._clock.now()
-        answers = self._control.place(frontend_id, asks, self._clock.now())
-        for answer in answers:
+    async def exchange(self, frontend_id: str, packed_round: bytes) -> bytes:
+        """Takes a Round and answers all its asks at once; a Queued request's answer comes through
+        ``wait``."""
+        told = unpack_round(packed_round)
+        now = self._used_at = self._clock.now()
+        if told.ended or told.kept:
+            self._control.finished(frontend_id, told.ended, now, told.kept)
+            self._deliver()
+            for request_id in told.ended:
+                self._waits.pop(request_id, None)
+        answers = self._control.place(frontend_id, told.asks, now) if told.asks else []
+        for ask, answer in zip(told.asks, answers, strict=True):
             if isinstance(answer, Queued) and answer.request_id not in self._waits:
                 future = asyncio.get_running_loop().create_future()
-                self._waits[answer.request_id] = _Wait(frontend_id, future)
+                self._waits[answer.request_id] = _Wait(frontend_id, ask, future)
         self._deliver()
-        return answers
+        return pack_answers(answers)
 
     async def wait(self, request_id: str) -> Placement | Refusal | None:
         """The answer to a queued request, once there is one; None for one not known here."""
         wait = self._waits.get(request_id)
         if wait is None:
             return None
-        answer = await asyncio.shield(wait.answer)
+        while not (await asyncio.wait({wait.answer}, timeout=_LOOK_S))[0]:
+            await self._try_heir(wait)
         self._waits.pop(request_id, None)
-        return answer
+        return wait.answer.result()
 
-    async def finished(
-        self, frontend_id: str, request_ids: Sequence[str], kept: Sequence[KeptPrefix]
-    ) -> None:
-        self._control.finished(frontend_id, request_ids, self._clock.now(), kept)
-        self._deliver()
-        for request_id in request_ids:
-            self._waits.pop(request_id, None)
+    async def _try_heir(self, wait: _Wait) -> None:
+        frontend_id, request_id = wait.frontend_id, wait.ask.request_id
+        placement = await self._heir.place(frontend_id, wait.ask, self._model_digest)
+        if placement is not None and not wait.answer.done():
+            wait.answer.set_result(placement)
+            self._control.finished(frontend_id, [request_id], self._clock.now())
+            self._deliver()
+
+    async def move(self, frontend_id: str, asks: Sequence[MoveAsk]) -> list[WorkerAddress | None]:
+        targets = self._control.move(frontend_id, asks, self._clock.now())
+        return await self._heir.find_targets(asks, targets)
 
     async def renew(self, frontend_id: str, claimed_at: float, report: FrontendReport) -> Renewal:
         """Every second or so, from every frontend."""
@@ -151,7 +169,8 @@ class ControllerActor:
         """All expositions but that of the frontend that asks."""
         frontends = [text for fid, text in self._frontend_texts.items() if fid != frontend_id]
         workers = await worker_texts(self._pools.ready())
-        return [controller_text(await self.status()), *workers, *frontends]
+        own = [controller_text(await self.status()), slo_text(self._config.slo)]
+        return [*own, *workers, *frontends]
 
     # For workers
 
@@ -159,7 +178,7 @@ class ControllerActor:
         slot = self._pools.find(heartbeat.pool, heartbeat.index)
         if slot is None or slot.is_over:
             return HeartbeatReply(is_wanted=False, knows_prefixes=False, role=None)
-        slot.heard(heartbeat.progress)
+        slot.heard(heartbeat.progress, heartbeat.node_id)
         now = self._clock.now()
         knows_prefixes, role = True, None
         if heartbeat.snapshot is not None:
@@ -169,6 +188,8 @@ class ControllerActor:
             self._control.snapshot(heartbeat.snapshot, now)
             self._observations.heard_snapshot(heartbeat.pool, heartbeat.snapshot, now)
             self._deliver()
+            if heartbeat.snapshot.state is WorkerState.DRAINING:
+                self._take_away(slot, self._config.controller.termination_timeout_s)
             worker = self._control.fleet.get(worker_id)
             role = None if worker is None else worker.info.role
         return HeartbeatReply(is_wanted=True, knows_prefixes=knows_prefixes, role=role)
@@ -213,6 +234,22 @@ class ControllerActor:
         """Drains and ends one worker, if one is left."""
         await self._pools.give_up_one()
 
+    async def find_targets(
+        self, wanted: Sequence[tuple[WorkerInfo | None, MoveAsk]]
+    ) -> list[WorkerAddress | None]:
+        """Who could go on with another generation's decodes, on its workers or on ours."""
+        return [self._control.find_target(source, ask) for source, ask in wanted]
+
+    async def place_for(
+        self, frontend_id: str, ask: PlacementAsk, model_digest: str
+    ) -> Placement | None:
+        """Another generation's request, of the same model; asked again while it is queued."""
+        if model_digest != self._model_digest:
+            return None
+        (answer,) = self._control.place(frontend_id, [ask], self._clock.now())
+        self._deliver()
+        return answer if isinstance(answer, Placement) else None
+
     async def shutdown(self) -> None:
         """Ends all workers, then itself. Does not return: the actor dies."""
         self._is_ending = True
@@ -237,14 +274,28 @@ class ControllerActor:
 
     def worker_joined(self, info: WorkerInfo) -> None:
         logger.info("worker joined: worker_id=%s started in %s", info.worker_id, info.startup)
+        self._model_digest = info.model_digest
         self._control.worker_joined(info, self._clock.now())
         if mismatch := self._control.layout_mismatch():
             logger.error("%s", mismatch)
         self._deliver()
 
-    def worker_draining(self, worker_id: WorkerId) -> None:
+    def worker_draining(self, worker_id: WorkerId) -> bool:
         self._control.worker_draining(worker_id, self._clock.now())
         self._deliver()
+        return bool(self._control.fleet.ready(Role.PREFILL))
+
+    def _on_node_drains(self, drains: Mapping[str, float | None]) -> None:
+        for node_id, left_s in drains.items():
+            for slot in self._pools.on_node(node_id):
+                default_s = self._config.controller.drain_timeout_s
+                self._take_away(slot, default_s if left_s is None else left_s)
+
+    def _take_away(self, slot: WorkerSlot, timeout_s: float) -> None:
+        """Its worker has to go: the next one is made while that drains."""
+        if slot.is_wanted:
+            logger.warning("worker is taken away: %s %s in %g s", slot.pool, slot.index, timeout_s)
+            self._pools.take_away(slot, timeout_s)
 
     def worker_left(self, worker_id: WorkerId) -> None:
         self._introductions.forget(worker_id)

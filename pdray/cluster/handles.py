@@ -8,10 +8,9 @@ from typing import ParamSpec, Protocol, TypeVar
 from pdray.core.overview import Overview
 from pdray.core.placement import (
     InFlight,
-    KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
-    Queued,
     Refusal,
     WorkerAddress,
 )
@@ -47,16 +46,16 @@ class WorkerHandle(Protocol):
     join: RemoteMethod[[], str]
     meet: RemoteMethod[[Sequence[WorkerAddress]], dict[WorkerId, str]]
     metrics_text: RemoteMethod[[], bytes]
-    drain: RemoteMethod[[], None]
+    drain: RemoteMethod[[float, bool], None]
     stop: RemoteMethod[[str], None]
 
 
 class ControllerHandle(Protocol):
     """``ControllerActor`` from outside."""
 
-    place: RemoteMethod[[str, Sequence[PlacementAsk]], list[Placement | Queued | Refusal]]
+    exchange: RemoteMethod[[str, bytes], bytes]
     wait: RemoteMethod[[str], Placement | Refusal | None]
-    finished: RemoteMethod[[str, Sequence[str], Sequence[KeptPrefix]], None]
+    move: RemoteMethod[[str, Sequence[MoveAsk]], list[WorkerAddress | None]]
     renew: RemoteMethod[[str, float, FrontendReport], Renewal]
     resume: RemoteMethod[[str, Sequence[InFlight]], None]
     frontend_gone: RemoteMethod[[str], None]
@@ -68,4 +67,8 @@ class ControllerHandle(Protocol):
     scaling: RemoteMethod[[], tuple[TimedDecision, ...]]
     claim: RemoteMethod[[], Claim]
     give_up_worker: RemoteMethod[[], None]
+    find_targets: RemoteMethod[
+        [Sequence[tuple[WorkerInfo | None, MoveAsk]]], list[WorkerAddress | None]
+    ]
+    place_for: RemoteMethod[[str, PlacementAsk, str], Placement | None]
     shutdown: RemoteMethod[[], None]

@@ -39,6 +39,7 @@ class Heartbeat:
 
     pool: str
     index: int
+    node_id: str
     progress: str
     snapshot: WorkerSnapshot | None
     prefixes: PrefixReport | None

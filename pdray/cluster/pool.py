@@ -94,10 +94,22 @@ class WorkerPools:
         self._may_make.clear()
 
     async def give_up_one(self) -> None:
-        """Drains and ends one worker, if one is left, rather one that is not ready yet."""
+        """Drains and ends one worker, if one is left, rather one that is not ready yet, then one of
+        the pool that has most: no phase goes before it must."""
         slots = [slot for slot in self._slots.values() if slot.is_wanted]
+        sizes = Counter(slot.pool for slot in slots)
         if slots:
-            await self._retire(min(slots, key=lambda slot: slot.is_ready))
+            await self._retire(min(slots, key=lambda s: (s.is_ready, -sizes[s.pool])))
+
+    def on_node(self, node_id: str) -> list[WorkerSlot]:
+        """Places whose workers are there, and not on their way out."""
+        return [s for s in self._slots.values() if s.node_id == node_id and s.is_wanted]
+
+    def take_away(self, slot: WorkerSlot, timeout_s: float) -> None:
+        """Its worker has to go within this time; another is made at once, where any is made."""
+        self._leave(slot, timeout_s)
+        if self._may_make.is_set():
+            self._reconcile(self._targets[slot.pool])
 
     async def stop(self) -> None:
         """Ends all workers at once."""
@@ -114,13 +126,16 @@ class WorkerPools:
         }
         wanted.sort(key=lambda s: (s.is_ready, order.get(s.worker_id, len(order)), -s.index))
         for slot in wanted[: max(len(wanted) - target.num_places, 0)]:
-            slot.is_wanted = False
-            leaving = asyncio.get_running_loop().create_task(self._retire(slot))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+            self._leave(slot)
 
-    async def _retire(self, slot: WorkerSlot) -> None:
-        await slot.retire(drain=True)
+    def _leave(self, slot: WorkerSlot, timeout_s: float | None = None) -> None:
+        slot.is_wanted = False
+        leaving = asyncio.get_running_loop().create_task(self._retire(slot, timeout_s))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _retire(self, slot: WorkerSlot, timeout_s: float | None = None) -> None:
+        await slot.retire(drain=True, timeout_s=timeout_s)
         self._failed_before[slot.pool] += slot.num_failed_starts
         del self._slots[slot.pool, slot.index]
 

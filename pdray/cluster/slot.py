@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 _LONG_LIFE_S = 60.0
 _HOPELESS_AFTER_FAILURES = 3
 _MAX_BACK_OFF_S = 60.0
-_DRAIN_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
+_ANSWER_TIMEOUT_S = 5.0
 _MAX_CONCURRENCY = 1000
 _LOOK_S = 0.5
 _LOOK_AGAIN_S = 1.0
@@ -46,7 +46,9 @@ class WorkerEvents(Protocol):
     def addresses(self) -> Sequence[WorkerAddress]: ...
     async def worker_started(self, info: WorkerInfo, handle: WorkerHandle) -> None: ...
     def worker_joined(self, info: WorkerInfo) -> None: ...
-    def worker_draining(self, worker_id: WorkerId) -> None: ...
+    def worker_draining(self, worker_id: WorkerId) -> bool:
+        """Whether others could do its prompts."""
+
     def worker_left(self, worker_id: WorkerId) -> None: ...
 
 
@@ -72,6 +74,7 @@ class WorkerSlot:
         self.progress = ""
         self.is_wanted = True
         self.pending_since: float | None = None
+        self.node_id: str | None = None
         self.num_failed_starts = 0
         self.started: tuple[float, float] | None = None
         """When the last worker here joined, and how long its start had taken."""
@@ -123,22 +126,25 @@ class WorkerSlot:
     def is_over(self) -> bool:
         return self._state is WorkerState.STOPPED
 
-    def heard(self, progress: str) -> None:
+    def heard(self, progress: str, node_id: str) -> None:
         """Its worker has sent a heartbeat."""
-        self.progress = progress
+        self.progress, self.node_id = progress, node_id
         self._silence.end(self._clock.now())
 
-    async def retire(self, *, drain: bool) -> None:
-        """Ends the worker, its requests first where ``drain``; no other follows it."""
+    async def retire(self, *, drain: bool, timeout_s: float | None = None) -> None:
+        """Ends the worker, with ``drain`` once nothing runs there any more, or after ``timeout_s``,
+        by the config where that is None; no other follows it."""
         self.is_wanted = False
         handle, info = self._handle, self._info
         has_process = self.pending_since is None
         if drain and handle is not None and info is not None:
             self._state = WorkerState.DRAINING
-            self._events.worker_draining(info.worker_id)
-            # What is parked there is not renewed any more, but may be claimed to its end.
-            timeout_s = _DRAIN_TIMEOUT_S + self._config.handles.lease_s
-            await self._ended(handle.drain.remote(), timeout_s)
+            gives_back = self._events.worker_draining(info.worker_id)
+            if timeout_s is None:
+                # What is parked there is not renewed any more, but may be claimed to its end.
+                timeout_s = self._config.controller.drain_timeout_s + self._config.handles.lease_s
+            drained = handle.drain.remote(timeout_s, gives_back)
+            await self._ended(drained, timeout_s + _ANSWER_TIMEOUT_S)
         self._task.cancel()
         await asyncio.wait({self._task})
         handle = handle or await find_worker(self._name)
@@ -296,6 +302,7 @@ class WorkerSlot:
             self._events.worker_left(self._info.worker_id)
         self._info = None
         self._handle = None
+        self.node_id = None
         self._state = WorkerState.STARTING
 
     async def _back_off(self, failure: StartFailure) -> None:

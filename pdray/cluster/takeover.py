@@ -37,6 +37,8 @@ class Takeover:
         pools: WorkerPools,
     ) -> None:
         self.is_retired = False
+        self.heir: ControllerHandle | None = None
+        """The newest generation's, of one that is retired."""
         self._application = application
         self._own_name = own_name
         self._own_claim = own_claim
@@ -48,7 +50,8 @@ class Takeover:
         own_claim = self._own_claim()
         others = await self._others()
         was_retired = self.is_retired
-        self.is_retired = any(claim > own_claim for claim, _ in others)
+        self.heir = _newest(own_claim, others)
+        self.is_retired = self.heir is not None
         if self.is_retired is not was_retired:
             logger.warning("%s is_retired=%s", self._own_name, self.is_retired)
         if self.is_retired:
@@ -70,6 +73,14 @@ class Takeover:
                 if claim is not None:
                     others.append((claim, cast("ControllerHandle", handle)))
         return others
+
+
+def _newest(
+    own_claim: Claim, others: list[tuple[Claim, ControllerHandle]]
+) -> ControllerHandle | None:
+    """None where that is our own."""
+    newer = [(claim, handle) for claim, handle in others if claim > own_claim]
+    return max(newer, key=lambda each: each[0])[1] if newer else None
 
 
 async def _claim_of(name: str, handle: ControllerHandle) -> Claim | None:

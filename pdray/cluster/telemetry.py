@@ -8,6 +8,8 @@ from collections import Counter
 
 from ray.exceptions import RayError
 
+from pdray.config_sections import SloConfig
+
 from .messages import ControllerStatus
 from .slot import WorkerSlot
 
@@ -77,6 +79,19 @@ def controller_text(status: ControllerStatus) -> bytes:
             if worker.startup is not None
             for part, seconds in worker.startup.parts()
         ),
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def slo_text(slo: SloConfig) -> bytes:
+    """What requests should get, so that dashboards and alerts need no copy of the config."""
+    lines = [
+        *_header("pdray_slo_ttft_seconds", "Target for the time to the first token."),
+        f"pdray_slo_ttft_seconds {slo.ttft_s:g}",
+        *_header("pdray_slo_itl_seconds", "Target for the gap between two tokens."),
+        f"pdray_slo_itl_seconds {slo.itl_s:g}",
+        *_header("pdray_slo_percentile", "Share of requests that should meet them, 0 to 1."),
+        f"pdray_slo_percentile {slo.percentile:g}",
     ]
     return "".join(f"{line}\n" for line in lines).encode()
 

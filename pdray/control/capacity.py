@@ -47,11 +47,11 @@ class Capacity:
 
     def could_hold(self, ask: PlacementAsk) -> bool:
         num_total_tokens = ask.num_prompt_tokens + ask.max_tokens
-        return any(
-            (prefill is None or prefill.max_sequence_tokens >= ask.num_prompt_tokens)
-            and (decode is None or decode.max_sequence_tokens >= num_total_tokens)
-            for prefill, decode in self._pairs
-        )
+        for prefill, decode in self._pairs:
+            can_prefill = prefill is None or prefill.max_sequence_tokens >= ask.num_prompt_tokens
+            if can_prefill and (decode is None or decode.max_sequence_tokens >= num_total_tokens):
+                return True
+        return False
 
     def check_integrity(self, infos: Iterable[WorkerInfo]) -> None:
         expected = Capacity(self._phases)

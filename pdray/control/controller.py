@@ -13,11 +13,13 @@ from pdray.core.mode import Mode
 from pdray.core.placement import (
     InFlight,
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
     ServingLimits,
+    WorkerAddress,
 )
 from pdray.core.prefix_report import PrefixReport
 from pdray.core.request import WorkerId
@@ -34,6 +36,7 @@ from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
 from .journal import Journal, event
 from .layout_mismatch import layout_mismatch
+from .moves import choose_target
 from .roles import Roles
 from .router import Router
 
@@ -154,6 +157,15 @@ class ControlPlane:
         return [self._router.place(frontend_id, ask, now) for ask in asks]
 
     @event
+    def move(
+        self, frontend_id: str, asks: Sequence[MoveAsk], now: float
+    ) -> list[WorkerAddress | None]:
+        """Who could go on with decodes that have to leave their workers, in the order of ``asks``;
+        from here on each counts as that one's. None where nobody can now."""
+        self._frontend(frontend_id, now)
+        return [self._router.move(frontend_id, ask) for ask in asks]
+
+    @event
     def finished(
         self,
         frontend_id: str,
@@ -191,7 +203,14 @@ class ControlPlane:
         for request in in_flight:
             if request.ask.request_id not in known:
                 self._table.add(
-                    PlacedRequest(frontend_id=frontend_id, in_flight=request, placement=None)
+                    PlacedRequest(
+                        request_id=request.ask.request_id,
+                        frontend_id=frontend_id,
+                        num_prompt_tokens=request.ask.num_prompt_tokens,
+                        prefill_id=request.prefill_id,
+                        decode_id=request.decode_id,
+                        placement=None,
+                    )
                 )
         self._place_queued(now)
 
@@ -283,6 +302,15 @@ class ControlPlane:
         """None until there was a worker for each of the phases."""
         return self._fleet.limits()
 
+    def find_target(self, source: WorkerInfo | None, ask: MoveAsk) -> WorkerAddress | None:
+        """Who could go on with a decode of another generation's, whose worker is not known here
+        unless ``source`` is None."""
+        if source is None:
+            record = self._fleet.get(ask.source_id)
+            source = None if record is None else record.info
+        target = None if source is None else choose_target(self._fleet, source, ask)
+        return None if target is None else target.info.address
+
     @property
     def can_place(self) -> bool:
         """Whether there is a worker for each phase, or will be as soon as somebody asks."""
@@ -339,9 +367,9 @@ class ControlPlane:
         self._router.check_integrity()
 
     def _frontend(self, frontend_id: str, now: float) -> _FrontendRecord:
-        record = self._frontends.setdefault(
-            frontend_id, _FrontendRecord(seen_at=now, has_resumed=False)
-        )
+        record = self._frontends.get(frontend_id)
+        if record is None:
+            record = self._frontends[frontend_id] = _FrontendRecord(seen_at=now, has_resumed=False)
         record.seen_at = now
         return record
 

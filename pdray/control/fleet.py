@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from pdray.core.link_cost import LinkCost
 from pdray.core.mode import Mode
 from pdray.core.placement import KeptPrefix, PlacementAsk, ServingLimits
-from pdray.core.prefix_report import PrefixReport
+from pdray.core.prefix_report import PrefixReport, name_numbers
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerSnapshot
 
@@ -53,7 +54,7 @@ class Fleet:
         self._link_costs = LinkCosts()
         self._sessions = Sessions(_MAX_SESSIONS)
         self._prompt_share = PromptShare()
-        self._cached: tuple[PlacementAsk, Mapping[WorkerId, int]] | None = None
+        self._cached: tuple[PlacementAsk, Sequence[int], Mapping[WorkerId, int]] | None = None
 
     def __contains__(self, worker_id: WorkerId | None) -> bool:
         return worker_id in self._workers
@@ -82,26 +83,29 @@ class Fleet:
     def spared(self) -> Sequence[WorkerId]:
         return self._prompt_share.spared
 
-    def batch_room(self, role: Role) -> int:
-        return self._ready.batch_room(role)
+    def batch_room(self, phases: Role) -> int:
+        return self._ready.batch_room(phases)
 
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         return not self._failed_pairs or frozenset((one, other)) not in self._failed_pairs
 
     def cached_tokens(self, ask: PlacementAsk) -> Mapping[WorkerId, int]:
         """Looked up once for all who want to know it while an ask is answered."""
-        if self._cached is None or self._cached[0] is not ask:
-            self._cached = ask, self._find_cached(ask)
-        return self._cached[1]
-
-    def _find_cached(self, ask: PlacementAsk) -> dict[WorkerId, int]:
-        tokens = self._prefixes.find(ask.prefix_names)
-        for kept in self._directory.find(ask.prefix_names):
-            tokens[kept.worker_id] = max(tokens.get(kept.worker_id, 0), kept.num_tokens)
-        return tokens
+        return self._looked_up(ask)[2]
 
     def cached_tokens_at(self, ask: PlacementAsk, worker_id: WorkerId) -> int:
-        return self._prefixes.count_tokens(ask.prefix_names, worker_id)
+        return self._prefixes.count_tokens(self._looked_up(ask)[1], worker_id)
+
+    def _looked_up(
+        self, ask: PlacementAsk
+    ) -> tuple[PlacementAsk, Sequence[int], Mapping[WorkerId, int]]:
+        if self._cached is None or self._cached[0] is not ask:
+            prefixes = name_numbers(ask.prefix_names).tolist()
+            tokens = self._prefixes.find(prefixes)
+            for kept in self._directory.find(prefixes):
+                tokens[kept.worker_id] = max(tokens.get(kept.worker_id, 0), kept.num_tokens)
+            self._cached = ask, prefixes, tokens
+        return self._cached
 
     def session_worker(self, ask: PlacementAsk) -> WorkerId | None:
         if ask.session_id is None:
@@ -113,12 +117,8 @@ class Fleet:
                 return worker_id
         return None
 
-    def transfer_s(self, source: WorkerId, target: WorkerId, num_bytes: int) -> float | None:
-        if source == target:
-            return 0.0
-        groups = (self._workers[worker_id].info.node_group for worker_id in (source, target))
-        cost = self._link_costs.get(*groups)
-        return None if cost is None else cost.read_s(num_bytes)
+    def link_cost(self, source: str, target: str) -> LinkCost | None:
+        return self._link_costs.get(source, target)
 
     def could_hold(self, ask: PlacementAsk) -> bool:
         """Whether some pair of living workers, once empty, could hold this request; of the last
@@ -148,7 +148,8 @@ class Fleet:
         known = self._workers.get(info.worker_id)
         if known is not None:
             return known
-        record = WorkerRecord(info, self._num_joined, now, self._decoding)
+        booked = self._decoding.get(info.worker_id, NOTHING_BOOKED)
+        record = WorkerRecord(info, self._num_joined, now, booked)
         self._num_joined += 1
         self._workers[info.worker_id] = self._heard[info.worker_id] = record
         self._capacity.add(info)
@@ -214,19 +215,22 @@ class Fleet:
     def book_prefill(self, worker_id: WorkerId, num_tokens: int, now: float) -> None:
         """A prompt is on its way to this worker, which must be alive."""
         record = self._workers[worker_id]
-        if record.step_time is not None:
+        if self.mode is Mode.AUTO and record.step_time is not None:
             self._prompt_share.placed(num_tokens * record.step_time.prefill_token_s, now)
         record.add_prefill(num_tokens, now)
         self._ready.refresh(record)
 
     def book_decode(self, worker_id: WorkerId, num_requests: int, num_tokens: int) -> None:
         """So many requests more, or fewer, have this worker as first decode candidate."""
-        booked = self._decoding.pop(worker_id, NOTHING_BOOKED)
-        booked = Booked(booked.num_requests + num_requests, booked.num_tokens + num_tokens)
+        before = self._decoding.get(worker_id, NOTHING_BOOKED)
+        booked = Booked(before.num_requests + num_requests, before.num_tokens + num_tokens)
         if booked.num_requests:
             self._decoding[worker_id] = booked
+        else:
+            self._decoding.pop(worker_id, None)
         record = self._workers.get(worker_id)
         if record is not None:
+            record.booked(booked)
             self._ready.refresh(record)
 
     def book_session(
@@ -255,7 +259,7 @@ class Fleet:
         """Asserts that what events have kept up to date is what all workers together say."""
         records = self.workers()
         for record in records:
-            record.check_integrity()
+            record.check_integrity(self._decoding.get(record.info.worker_id, NOTHING_BOOKED))
         self._capacity.check_integrity(record.info for record in records)
         self._ready.check_integrity(records)
         self._prefixes.check_integrity()

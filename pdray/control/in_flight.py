@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pdray.core.placement import InFlight, Placement
+from pdray.core.placement import Placement
 from pdray.core.request import WorkerId
 
 from .fleet import Fleet
@@ -16,12 +16,15 @@ _RATE_WINDOW_S = 30.0
 _MAX_FINISHES_KEPT = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class PlacedRequest:
     """``placement`` is None where a frontend told of it after the controller was remade."""
 
+    request_id: str
     frontend_id: str
-    in_flight: InFlight
+    num_prompt_tokens: int
+    prefill_id: WorkerId | None
+    decode_id: WorkerId | None
     placement: Placement | None
 
 
@@ -47,23 +50,21 @@ class InFlightTable:
 
     def add(self, placed: PlacedRequest) -> None:
         """A request that is known is booked anew."""
-        request_id = placed.in_flight.ask.request_id
-        self.remove(request_id)
-        self._placed[request_id] = placed
-        self._book(placed.in_flight, 1)
+        self.remove(placed.request_id)
+        self._placed[placed.request_id] = placed
+        self._book(placed, 1)
 
     def remove(self, request_id: str) -> bool:
         """False where it is unknown."""
         placed = self._placed.pop(request_id, None)
         if placed is None:
             return False
-        self._book(placed.in_flight, -1)
+        self._book(placed, -1)
         return True
 
-    def _book(self, in_flight: InFlight, sign: int) -> None:
-        if in_flight.decode_id is not None:
-            num_tokens = in_flight.ask.num_prompt_tokens
-            self._fleet.book_decode(in_flight.decode_id, sign, sign * num_tokens)
+    def _book(self, placed: PlacedRequest, sign: int) -> None:
+        if placed.decode_id is not None:
+            self._fleet.book_decode(placed.decode_id, sign, sign * placed.num_prompt_tokens)
 
     def finish(self, request_id: str, now: float) -> bool:
         if not self.remove(request_id):
@@ -82,9 +83,9 @@ class InFlightTable:
         num_requests: Counter[WorkerId] = Counter()
         num_tokens: Counter[WorkerId] = Counter()
         for placed in self._placed.values():
-            if placed.in_flight.decode_id is not None:
-                num_requests[placed.in_flight.decode_id] += 1
-                num_tokens[placed.in_flight.decode_id] += placed.in_flight.ask.num_prompt_tokens
+            if placed.decode_id is not None:
+                num_requests[placed.decode_id] += 1
+                num_tokens[placed.decode_id] += placed.num_prompt_tokens
         booked = self._fleet.decoding()
         expected = {each: Booked(num, num_tokens[each]) for each, num in num_requests.items()}
         assert booked == expected, f"booked on workers {booked}, in flight {expected}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import TypeAlias
 
 from pdray.core.prefix_report import KVTier
@@ -72,6 +72,20 @@ class NameShards:
         else:
             del names[place], holders[place]
             self._num_entries -= 1
+
+    def has(self, name: int, holder: int) -> bool:
+        names, holders = self._shard(name)
+        return _is_at(names, holders, _place(names, holders, name, holder), name, holder)
+
+    def has_any(self, name: int, wanted: Container[int]) -> bool:
+        """Whether a wanted holder has it."""
+        names, holders = self._shards.get(name >> self._shift, _NO_SHARD)
+        place, end = bisect_left(names, name), len(names)
+        while place < end and names[place] == name:
+            if holders[place] >> _TIER_BITS in wanted:
+                return True
+            place += 1
+        return False
 
     def tier_of(self, name: int, holder: int) -> KVTier | None:
         """Where this holder has it, if it does."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pdray.core.prefix_report import PREFIX_NAME_BYTES, KVTier, PrefixReport
+from pdray.core.prefix_report import KVTier, PrefixReport, name_numbers
 from pdray.core.request import WorkerId
 
 from .name_shards import NameShards
@@ -32,8 +32,9 @@ class _Teller:
 
 
 class PrefixIndex:
-    """A prefix that a worker has implies that it has all that begin it, mostly: blocks are evicted
-    from the end. So the longest is found by halving."""
+    """Prefixes are the numbers of their names. One that a worker has implies that it has all that
+    begin it, mostly: blocks are evicted from the end. So the longest is found by halving, and who
+    lacks the first has none."""
 
     def __init__(self, max_entries: int) -> None:
         self._shards = NameShards(max_entries)
@@ -73,36 +74,40 @@ class PrefixIndex:
             return False
         teller.next_number = report.number + 1
         for changes in report.changes:
-            for name in _names(changes.removed):
+            for name in name_numbers(changes.removed):
                 self._shards.remove(name, teller.holder, changes.tier)
-            for name in _names(changes.added):
+            for name in name_numbers(changes.added):
                 self._shards.add(name, teller.holder, changes.tier)
         return True
 
-    def find(self, prefix_names: Sequence[bytes]) -> dict[WorkerId, int]:
+    def find(self, prefixes: Sequence[int]) -> dict[WorkerId, int]:
         """Workers with how many tokens of the prompt they have: some of those with the most of it,
         and of those with half of that, at least."""
         found: dict[WorkerId, int] = {}
-        num_longest = self._halve(len(prefix_names), lambda n: self._has_any(prefix_names[n - 1]))
+
+        def is_held(count: int) -> bool:
+            return self._shards.has_any(prefixes[count - 1], self._by_holder)
+
+        num_longest = self._halve(len(prefixes), is_held)
         if num_longest:
-            self._find_holders(prefix_names, num_longest, num_longest, found)
+            self._find_holders(prefixes, num_longest, num_longest, found)
         if num_half := num_longest // 2 // self._step * self._step:
-            self._find_holders(prefix_names, num_half, num_longest, found)
+            self._find_holders(prefixes, num_half, num_longest, found)
         return found
 
-    def count_tokens(self, prefix_names: Sequence[bytes], worker_id: WorkerId) -> int:
+    def count_tokens(self, prefixes: Sequence[int], worker_id: WorkerId) -> int:
         """How many tokens of the prompt this worker has."""
         teller = self._tellers.get(worker_id)
-        if teller is None or teller.holder is None or not prefix_names:
+        if teller is None or teller.holder is None or not prefixes:
             return 0
-        return self._count(prefix_names, teller.holder, 0, len(prefix_names))
+        return self._count(prefixes, teller.holder, 0, len(prefixes))
 
-    def tier_of(self, prefix_name: bytes, worker_id: WorkerId) -> KVTier | None:
+    def tier_of(self, prefix: int, worker_id: WorkerId) -> KVTier | None:
         """Where this worker has the last block of a prefix, if it does."""
         teller = self._tellers.get(worker_id)
         if teller is None or teller.holder is None:
             return None
-        return self._shards.tier_of(_number(prefix_name), teller.holder)
+        return self._shards.tier_of(prefix, teller.holder)
 
     def sweep(self) -> None:
         """A little of the work of forgetting those who left."""
@@ -117,33 +122,33 @@ class PrefixIndex:
 
     def _find_holders(
         self,
-        prefix_names: Sequence[bytes],
+        prefixes: Sequence[int],
         num_least: int,
         num_most: int,
         found: dict[WorkerId, int],
     ) -> None:
         """Those that have so many blocks at least, of whom it is known that they have no more."""
         num_new = 0
-        for teller in self._tellers_of(prefix_names[num_least - 1]):
+        for teller in self._tellers_of(prefixes[num_least - 1]):
             if teller.worker_id not in found:
                 assert teller.holder is not None
-                tokens = self._count(prefix_names, teller.holder, num_least, num_most)
+                tokens = self._count(prefixes, teller.holder, num_least, num_most)
                 found[teller.worker_id] = tokens
                 num_new += 1
                 if num_new == _MAX_FOUND:
                     return
 
-    def _count(
-        self, prefix_names: Sequence[bytes], holder: int, num_least: int, num_most: int
-    ) -> int:
+    def _count(self, prefixes: Sequence[int], holder: int, num_least: int, num_most: int) -> int:
         def has(count: int) -> bool:
-            return self._shards.tier_of(_number(prefix_names[count - 1]), holder) is not None
+            return self._shards.has(prefixes[count - 1], holder)
 
         return self._halve(num_most, has, num_least) * NAMED_TOKENS
 
     def _halve(self, num_names: int, has: Callable[[int], bool], num_known: int = 0) -> int:
         """How many of the names lead, looked at where every worker has a block's end."""
         low, high = num_known // self._step, num_names // self._step
+        if low == 0 and high > 0 and not has(self._step):
+            return 0
         while low < high:
             middle = (low + high + 1) // 2
             if has(middle * self._step):
@@ -152,11 +157,8 @@ class PrefixIndex:
                 high = middle - 1
         return low * self._step
 
-    def _has_any(self, prefix_name: bytes) -> bool:
-        return next(self._tellers_of(prefix_name), None) is not None
-
-    def _tellers_of(self, prefix_name: bytes) -> Iterator[_Teller]:
-        for holder in self._shards.holders(_number(prefix_name)):
+    def _tellers_of(self, prefix: int) -> Iterator[_Teller]:
+        for holder in self._shards.holders(prefix):
             teller = self._by_holder.get(holder)
             if teller is not None:
                 yield teller
@@ -172,12 +174,3 @@ class PrefixIndex:
         if not self._block_sizes[block_size]:
             del self._block_sizes[block_size]
         self._step = math.lcm(*self._block_sizes) // NAMED_TOKENS or 1
-
-
-def _names(packed: bytes) -> Iterator[int]:
-    for start in range(0, len(packed), PREFIX_NAME_BYTES):
-        yield _number(packed[start : start + PREFIX_NAME_BYTES])
-
-
-def _number(name: bytes) -> int:
-    return int.from_bytes(name, "big")

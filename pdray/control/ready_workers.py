@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pdray.core.snapshot import Role
 
-from .load_order import Load, LoadOrder
+from .load_order import LoadOrder
 from .worker_record import WorkerRecord
 
 _PHASES = (Role.PREFILL, Role.DECODE)
@@ -17,8 +17,9 @@ class ReadyWorkers:
 
     def __init__(self) -> None:
         self._ready: dict[int, WorkerRecord] = {}
-        self._orders = {role: LoadOrder() for role in _PHASES}
-        self._batch_room = dict.fromkeys(_PHASES, 0)
+        self._orders = {role: LoadOrder(by_backlog=role is Role.PREFILL) for role in _PHASES}
+        self._orders_of: dict[int, list[LoadOrder]] = {}
+        self._batch_room = dict.fromkeys((*_PHASES, Role.MIXED), 0)
         self._by_age: dict[Role, tuple[WorkerRecord, ...]] = {}
 
     def of(self, role: Role) -> tuple[WorkerRecord, ...]:
@@ -33,46 +34,44 @@ class ReadyWorkers:
     def by_load(self, role: Role) -> LoadOrder:
         return self._orders[role]
 
-    def batch_room(self, role: Role) -> int:
-        return self._batch_room[role]
+    def batch_room(self, phases: Role) -> int:
+        return self._batch_room[phases]
 
     def refresh(self, record: WorkerRecord) -> None:
         if not record.is_ready:
             self.remove(record)
             return
         if record.number not in self._ready:
-            self._ready[record.number] = record
-            self._by_age.clear()
-            self._count(record, 1)
-        for role in _PHASES:
-            if role in record.info.role:
-                self._orders[role].put(record, load_of(record, role))
+            self._add(record)
+        for order in self._orders_of[record.number]:
+            order.put(record)
 
     def remove(self, record: WorkerRecord) -> None:
         if self._ready.pop(record.number, None) is None:
             return
         self._by_age.clear()
         self._count(record, -1)
-        for order in self._orders.values():
+        for order in self._orders_of.pop(record.number):
             order.discard(record)
 
     def check_integrity(self, records: Sequence[WorkerRecord]) -> None:
         """``records`` are all that live."""
-        for role in _PHASES:
+        for role, order in self._orders.items():
             able = [record for record in records if record.is_ready and role in record.info.role]
             assert list(self.of(role)) == able, f"ready for {role.name}"
             assert self._batch_room[role] == sum(each.info.max_batch_size for each in able)
-            expected = sorted(able, key=lambda record: load_of(record, role))
-            assert list(self._orders[role]) == expected, f"by load of {role.name}"
+            assert list(order) == sorted(able, key=order.load_of), f"by load of {role.name}"
+        assert self._batch_room[Role.MIXED] == sum(self._batch_room[role] for role in _PHASES)
+
+    def _add(self, record: WorkerRecord) -> None:
+        self._ready[record.number] = record
+        self._by_age.clear()
+        self._count(record, 1)
+        roles = [role for role in _PHASES if role in record.info.role]
+        self._orders_of[record.number] = [self._orders[role] for role in roles]
 
     def _count(self, record: WorkerRecord, change: int) -> None:
         for role in _PHASES:
             if role in record.info.role:
                 self._batch_room[role] += change * record.info.max_batch_size
-
-
-def load_of(record: WorkerRecord, role: Role) -> Load:
-    """Prefill: prompt tokens still to compute, first. Decode: how full it is, then how many it
-    has."""
-    backlog_tokens = record.prefill_backlog_tokens if role is Role.PREFILL else 0
-    return backlog_tokens, record.fullness, record.num_decoding
+                self._batch_room[Role.MIXED] += change * record.info.max_batch_size

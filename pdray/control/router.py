@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pdray.core.placement import (
-    InFlight,
+    MoveAsk,
     Placement,
     PlacementAsk,
     PrefixSource,
     Queued,
     Refusal,
+    WorkerAddress,
 )
 from pdray.core.request import WorkerId
 from pdray.policy.admission import (
@@ -22,6 +25,7 @@ from pdray.policy.placement.base import PlacementChoice, PlacementPolicy
 
 from .fleet import Fleet
 from .in_flight import InFlightTable, PlacedRequest
+from .moves import choose_target
 from .placed_counts import PlacedCounts
 from .request_queue import QueuedRequest, RequestQueue
 from .worker_record import WorkerRecord
@@ -78,6 +82,17 @@ class Router:
             return self._refuse(ask, "no worker is ready, and nothing may queue", now)
         self._queue.put(QueuedRequest(frontend_id=frontend_id, ask=ask, queued_at=now))
         return Queued(request_id=ask.request_id)
+
+    def move(self, frontend_id: str, ask: MoveAsk) -> WorkerAddress | None:
+        """Who could go on with a request that decodes: it is booked there."""
+        source = self._fleet.get(ask.source_id)
+        target = None if source is None else choose_target(self._fleet, source.info, ask)
+        if target is None:
+            return None
+        placed = self._table.get(ask.request_id)
+        if placed is not None and placed.frontend_id == frontend_id:
+            self._table.add(replace(placed, decode_id=target.info.worker_id))
+        return target.info.address
 
     def place_queued(self, now: float) -> list[Placement | Refusal]:
         """Answers queued requests from the front for as long as they can go."""
@@ -146,7 +161,7 @@ class Router:
         if queued is not None:
             return Queued(request_id=ask.request_id)
         assert placed is not None
-        first_id = placed.in_flight.prefill_id or placed.in_flight.decode_id
+        first_id = placed.prefill_id or placed.decode_id
         if placed.placement is not None and first_id in self._fleet:
             return placed.placement
         self._table.remove(ask.request_id)
@@ -167,37 +182,36 @@ class Router:
             return None
         if (refusal := self._too_late(ask, choice)) is not None:
             return refusal
-        prefill = self._ready(choice.prefill_id)
+        prefill = None if choice.prefill_id is None else self._worker(choice.prefill_id)
+        decodes = [self._worker(worker_id) for worker_id in choice.decode_ids]
+        assert prefill is None or prefill.is_ready, f"not ready: {choice.prefill_id}"
         num_cached_tokens, prefix_source = self._cached(ask, prefill)
-        decodes = [self._fleet.get(worker_id) for worker_id in choice.decode_ids]
         placement = Placement(
             request_id=ask.request_id,
             prefill=None if prefill is None else prefill.info.address,
-            decode_candidates=tuple(d.info.address for d in decodes if d is not None),
+            decode_candidates=tuple([decode.info.address for decode in decodes]),
             prefix_source=prefix_source,
             together=choice.together,
         )
         if prefill is not None:
             num_tokens = max(ask.num_prompt_tokens - num_cached_tokens, 1)
             self._fleet.book_prefill(prefill.info.worker_id, num_tokens, now)
-        in_flight = InFlight(
-            ask=ask,
-            prefill_id=choice.prefill_id,
-            decode_id=choice.decode_ids[0] if choice.decode_ids else None,
-        )
+        decode_id = choice.decode_ids[0] if decodes else None
         if ask.session_id is not None:
-            self._fleet.book_session(ask.session_id, in_flight.prefill_id, in_flight.decode_id)
+            self._fleet.book_session(ask.session_id, choice.prefill_id, decode_id)
         self._table.add(
-            PlacedRequest(frontend_id=frontend_id, in_flight=in_flight, placement=placement)
+            PlacedRequest(
+                request_id=ask.request_id,
+                frontend_id=frontend_id,
+                num_prompt_tokens=ask.num_prompt_tokens,
+                prefill_id=choice.prefill_id,
+                decode_id=decode_id,
+                placement=placement,
+            )
         )
-        self._count(choice, now)
-        return placement
-
-    def _count(self, choice: PlacementChoice, now: float) -> None:
-        worker_ids = (choice.prefill_id, *choice.decode_ids[:1])
-        workers = [self._fleet.get(each) for each in worker_ids if each is not None]
-        pools = [worker.info.pool for worker in workers if worker is not None]
+        pools = [each.info.pool for each in (prefill, *decodes[:1]) if each is not None]
         self.counts.placed(choice.together, pools, now)
+        return placement
 
     def _too_late(self, ask: PlacementAsk, choice: PlacementChoice) -> Refusal | None:
         if choice.queue_s is None or self._refuse_after_s is None:
@@ -212,12 +226,9 @@ class Router:
             retry_after_s=clamp_retry_after(late_s),
         )
 
-    def _ready(self, worker_id: WorkerId | None) -> WorkerRecord | None:
-        if worker_id is None:
-            return None
+    def _worker(self, worker_id: WorkerId) -> WorkerRecord:
         worker = self._fleet.get(worker_id)
         assert worker is not None, f"no such worker: {worker_id}"
-        assert worker.is_ready, f"not ready: {worker_id}"
         return worker
 
     def _cached(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.core.step_time import StepTime
 
@@ -17,8 +15,7 @@ _SUBMIT_DELAY_S = 0.05
 _LATELY_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Booked:
+class Booked(NamedTuple):
     """Requests in flight that a worker decodes or will decode, and the tokens of their prompts."""
 
     num_requests: int
@@ -32,9 +29,7 @@ class WorkerRecord:
     """The WorkerView that policies get. Only its fleet changes it: its place in the fleet's orders
     depends on what it says. ``number`` counts the workers that joined."""
 
-    def __init__(
-        self, info: WorkerInfo, number: int, now: float, decoding: Mapping[WorkerId, Booked]
-    ) -> None:
+    def __init__(self, info: WorkerInfo, number: int, now: float, booked: Booked) -> None:
         self.info = info
         self.number = number
         self.snapshot: WorkerSnapshot | None = None
@@ -44,8 +39,11 @@ class WorkerRecord:
         self.seen_at = now
         self.prefill_backlog_tokens = 0
         self.kv_utilization = 0.0
-        self._decoding = decoding
+        self.step_time: StepTime | None = None
+        self.booked(booked)
         self._unseen: deque[tuple[float, int]] = deque()
+        self.prompt_load = 0.0
+        """The share of its time that prompts took of late."""
         self._prefill_tokens_per_s = 0.0
         self._rated_at = now
 
@@ -56,30 +54,12 @@ class WorkerRecord:
         return self.snapshot is None or self.snapshot.state is WorkerState.READY
 
     @property
-    def num_decoding(self) -> int:
-        return self._booked.num_requests
-
-    @property
-    def num_decoding_tokens(self) -> int:
-        return self._booked.num_tokens
-
-    @property
-    def _booked(self) -> Booked:
-        return self._decoding.get(self.info.worker_id, NOTHING_BOOKED)
-
-    @property
-    def step_time(self) -> StepTime | None:
-        return None if self.snapshot is None else self.snapshot.step_time
-
-    @property
-    def prompt_load(self) -> float:
-        """The share of its time that prompts took of late."""
-        step_time = self.step_time
-        return 0.0 if step_time is None else self._prefill_tokens_per_s * step_time.prefill_token_s
-
-    @property
     def fullness(self) -> float:
         return max(self.num_decoding / self.info.max_batch_size, self.kv_utilization)
+
+    def booked(self, booked: Booked) -> None:
+        """All that it has to decode."""
+        self.num_decoding, self.num_decoding_tokens = booked
 
     def update(self, snapshot: WorkerSnapshot, now: float) -> None:
         self.snapshot = snapshot
@@ -89,20 +69,24 @@ class WorkerRecord:
             self._unseen.popleft()
         self.prefill_backlog_tokens = self._count_backlog()
         self.kv_utilization = _kv_utilization(snapshot)
+        self.step_time = snapshot.step_time
         self._rate(now)
 
     def add_prefill(self, num_tokens: int, now: float) -> None:
         self._unseen.append((now, num_tokens))
         self.prefill_backlog_tokens += num_tokens
-        self._rate(now)
-        self._prefill_tokens_per_s += num_tokens / _LATELY_S
+        self._rate(now, num_tokens)
 
-    def _rate(self, now: float) -> None:
+    def _rate(self, now: float, num_new_tokens: int = 0) -> None:
         self._prefill_tokens_per_s *= math.exp((self._rated_at - now) / _LATELY_S)
+        self._prefill_tokens_per_s += num_new_tokens / _LATELY_S
         self._rated_at = now
+        token_s = 0.0 if self.step_time is None else self.step_time.prefill_token_s
+        self.prompt_load = self._prefill_tokens_per_s * token_s
 
-    def check_integrity(self) -> None:
+    def check_integrity(self, booked: Booked) -> None:
         assert self.prefill_backlog_tokens == self._count_backlog(), self.info.worker_id
+        assert (self.num_decoding, self.num_decoding_tokens) == booked, self.info.worker_id
 
     def _count_backlog(self) -> int:
         reported = self.snapshot.prefill_backlog_tokens if self.snapshot else 0

@@ -100,6 +100,10 @@ class WorkerLostError(PdrayError):
     """The worker that ran the request died, or its link broke."""
 
 
+class GivenBackError(WorkerLostError):
+    """A worker that drains has not begun with the request: nobody is at fault."""
+
+
 class RequestFailedError(WorkerLostError):
     """The worker could not go on with the request, and would not wherever it is placed."""
 

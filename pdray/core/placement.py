@@ -31,14 +31,15 @@ class Together(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementAsk:
-    """A request as the controller sees it: lengths, never tokens. ``prefix_names`` has one for
-    every 16 tokens of the prompt, of all tokens up to there: equal ones mean equal prefixes, but
-    for a chance that costs time only. Of those that wait, the lowest ``priority`` goes first."""
+    """A request as the controller sees it: lengths, never tokens. ``prefix_names`` has a name for
+    every 16 tokens of the prompt, of all tokens up to there, one behind the other as in a
+    PrefixReport: equal ones mean equal prefixes, but for a chance that costs time only. Of those
+    that wait, the lowest ``priority`` goes first."""
 
     request_id: str
     num_prompt_tokens: int
     max_tokens: int
-    prefix_names: tuple[bytes, ...] = ()
+    prefix_names: bytes = b""
     session_id: str | None = None
     priority: int = 0
 
@@ -91,6 +92,17 @@ class Refusal:
     request_id: str
     reason: str
     retry_after_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveAsk:
+    """A request that decodes on a worker which has to let it go, and may grow to
+    ``max_total_tokens``. Those that ``refused`` it are not asked again."""
+
+    request_id: str
+    source_id: WorkerId
+    max_total_tokens: int
+    refused: tuple[WorkerId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

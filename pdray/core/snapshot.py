@@ -79,7 +79,10 @@ class WorkerInfo:
 
     def kv_bytes(self, num_tokens: int) -> int:
         """What has to be read, on each rank, of a sequence of so many tokens."""
-        return sum(span.num_bytes(num_tokens) for span in self.kv_spans)
+        num_bytes = 0
+        for span in self.kv_spans:
+            num_bytes += span.num_bytes(num_tokens)
+        return num_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +209,9 @@ class FleetView(Protocol):
         """Mode auto: some that took new work and are not to compute prompts for now, the least
         full first; they may have changed since."""
 
-    def batch_room(self, role: Role) -> int:
-        """The batches of all workers that take new work of this phase, together."""
+    def batch_room(self, phases: Role) -> int:
+        """The batches of all workers that take new work of these phases, together: of one that
+        takes work of two phases twice."""
 
     def cached_tokens(self, ask: PlacementAsk) -> Mapping[WorkerId, int]:
         """Workers that should have the KV of some of the prompt's first tokens, and of how many:
@@ -222,6 +226,6 @@ class FleetView(Protocol):
     def can_pair(self, one: WorkerId, other: WorkerId) -> bool:
         """False for two of which it is known that they cannot reach each other."""
 
-    def transfer_s(self, source: WorkerId, target: WorkerId, num_bytes: int) -> float | None:
-        """How long ``target`` would read so much of ``source``, as measured between their node
-        groups; None before anybody has. Both must be alive."""
+    def link_cost(self, source: str, target: str) -> LinkCost | None:
+        """What workers of node group ``target`` pay for reads of those of ``source``, as measured;
+        None before anybody has."""

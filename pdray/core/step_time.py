@@ -62,12 +62,14 @@ class StepTime:
             + self.context_token_s * work.num_context_tokens
         )
 
-    def prompt_s(self, num_tokens: int, *, num_cached_tokens: int, max_chunk_tokens: int) -> float:
-        """A prompt of ``num_tokens`` alone, in chunks, but for what is cached of it."""
-        num_uncached = num_tokens - num_cached_tokens
-        num_steps = -(-num_uncached // max_chunk_tokens)
-        work = StepWork().with_chunk(num_cached_tokens, num_uncached)
-        return self.step_s(work) + self.base_s * max(num_steps - 1, 0)
+    def decodes_s(self, num_decodes: int, num_context_tokens: int) -> float:
+        """A step with nothing but decodes in it."""
+        return self.base_s + self.decode_s * num_decodes + self.context_token_s * num_context_tokens
+
+    def chunk_s(self, start: int, num_tokens: int) -> float:
+        """What a prompt's tokens at positions [start, start + num_tokens) add to a step."""
+        mean_pairs = start + (num_tokens + 1) / 2
+        return (self.prefill_token_s + self.prefill_pair_s * mean_pairs) * num_tokens
 
     def chunk_within(self, seconds: float, work: StepWork, start: int, max_tokens: int) -> int:
         """The most tokens of a prompt from position ``start`` on, up to ``max_tokens``, that can

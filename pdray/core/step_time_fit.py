@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 
+from pdray.core.least_squares import solve_nonnegative
 from pdray.core.step_time import StepTime, StepWork
 
 _FORGETTING = 0.995
@@ -20,10 +21,11 @@ _MAX_SURPRISE = 1.6
 _NUM_BELIEVED = 8
 _NUM_RATIOS = 256
 _HIGH_PERCENTILE = 0.99
-_SWEEPS = 4
-# The parts that every step has come last: what always comes with them is then theirs, which is the
-# careful guess for whoever wants to add more of it.
-_ORDER = (1, 3, 4, 2, 0)
+# How strongly a part stays what it was, where steps tell nothing else: the part that every step has
+# most of all, so that what always comes with it is the others', which is the careful guess for
+# whoever wants to add more of them.
+_STAY = (1e-3, 1e-7, 1e-5, 1e-6, 1e-5)
+_NUM_PARTS = len(_STAY)
 
 _Row = tuple[float, float, float, float, float]
 
@@ -32,9 +34,9 @@ class StepTimeFit:
     """``add`` every step, in order; costs some microseconds."""
 
     def __init__(self) -> None:
-        self._parts = [0.0] * len(_ORDER)
-        self._products = [[0.0] * len(_ORDER) for _ in _ORDER]
-        self._targets = [0.0] * len(_ORDER)
+        self._parts = [0.0] * _NUM_PARTS
+        self._products = [[0.0] * _NUM_PARTS for _ in range(_NUM_PARTS)]
+        self._targets = [0.0] * _NUM_PARTS
         self._num_steps = {True: 0, False: 0}
         self._surprising: list[tuple[_Row, float]] = []
         self._ratios: deque[float] = deque()
@@ -81,8 +83,8 @@ class StepTimeFit:
         if len(self._surprising) < _NUM_BELIEVED:
             return
         for products in self._products:
-            products[:] = [0.0] * len(_ORDER)
-        self._targets[:] = [0.0] * len(_ORDER)
+            products[:] = [0.0] * _NUM_PARTS
+        self._targets[:] = [0.0] * _NUM_PARTS
         self._ratios.clear()
         self._sorted_ratios.clear()
         for each_row, each_s in self._surprising:
@@ -106,17 +108,10 @@ class StepTimeFit:
         self._solve()
 
     def _solve(self) -> None:
-        """One part after the other, from where the last solution was."""
-        parts = self._parts
-        for _ in range(_SWEEPS):
-            for i in _ORDER:
-                products = self._products[i]
-                if products[i] < 1e-30:
-                    continue  # none of it for so long that nothing more is known than before
-                rest = self._targets[i] - sum(
-                    products[j] * part for j, part in enumerate(parts) if j != i
-                )
-                parts[i] = max(rest / products[i], 0.0)
+        # All parts at once: one after the other they would take thousands of steps to come apart
+        # where nearly all steps have as many decodes.
+        parts = solve_nonnegative(self._products, self._targets, self._parts, _STAY)
+        self._parts = parts
         self.step_time = StepTime(
             base_s=parts[0],
             prefill_token_s=parts[1],

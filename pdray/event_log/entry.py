@@ -15,7 +15,7 @@ import msgspec
 from pdray.control.controller import ControlPlane
 from pdray.control.journal import EVENTS, Told
 from pdray.core.errors import EventLogError
-from pdray.core.placement import Placement, Queued, Refusal
+from pdray.core.placement import Placement, Queued, Refusal, WorkerAddress
 from pdray.core.snapshot import WorkerInfo
 
 
@@ -99,6 +99,8 @@ def _plain(answer: object) -> object:
                 "refused": answer.reason,
                 "retry_after_s": answer.retry_after_s,
             }
+        case WorkerAddress():
+            return answer.worker_id
         case list() | tuple():
             return [_plain(each) for each in answer]
     return answer

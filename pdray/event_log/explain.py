@@ -81,12 +81,14 @@ def _explain_in(path: Path, request_id: str) -> Iterator[Explanation]:
 def _answers(watcher: _Watcher, told: Told, request_id: str) -> Iterator[Explanation]:
     now = told.arguments["now"]
     assert isinstance(now, float)
-    asks = told.arguments.get("asks", ())
+    is_placing = told.event == "place"
+    asks = told.arguments["asks"] if is_placing else ()
     assert isinstance(asks, list | tuple)
     for ask in asks:
         if _is_of(ask.request_id, request_id):
             watcher.asked.setdefault(ask.request_id, (ask, now))
-    answers = told.answer if isinstance(told.answer, list) else []
+    answers = told.answer if is_placing else []
+    assert isinstance(answers, list)
     for answer in [*told.decisions, *answers]:
         if not isinstance(answer, Queued) and _is_of(answer.request_id, request_id):
             yield watcher.explanation(answer, now)

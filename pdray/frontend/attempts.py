@@ -7,7 +7,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from pdray.core.errors import PdrayError, RequestFailedError, WorkerLostError
+from pdray.core.errors import (
+    GivenBackError,
+    PdrayError,
+    RequestFailedError,
+    WorkerLostError,
+)
 from pdray.frontend.controller_client import ControllerClient
 from pdray.frontend.live_request import LiveRequest, Submit
 from pdray.metrics.prometheus import FrontendMetrics
@@ -49,7 +54,8 @@ class Attempts:
         """False where ``loss`` is the end of it."""
         is_lost = isinstance(loss, WorkerLostError) and not isinstance(loss, RequestFailedError)
         may_be_repeated = live.submit is not None and live.parked is None
-        if not (is_lost and may_be_repeated and live.stream.attempt < MAX_ATTEMPTS):
+        live.num_losses += not isinstance(loss, GivenBackError)
+        if not (is_lost and may_be_repeated and live.num_losses < MAX_ATTEMPTS):
             return False
         logger.warning(
             "a request is placed again: %s, request_id=%s num_output_tokens=%d",
@@ -62,8 +68,7 @@ class Attempts:
 
     async def _place_again(self, live: LiveRequest, loss: PdrayError) -> None:
         try:
-            # Those that are lost again and again must not use up their attempts at once.
-            await asyncio.sleep(PAUSE_S * (live.stream.attempt - 2))
+            await asyncio.sleep(_pause_s(live, loss))
             await self._submit_in_time(live, loss)
         except PdrayError as error:
             self._fail(live, error)
@@ -102,3 +107,9 @@ class Attempts:
     def _report_lost(self, live: LiveRequest) -> None:
         """Asked again for what is in flight, the controller would give the same answer."""
         self._controller.finished([live.request.request_id])
+
+
+def _pause_s(live: LiveRequest, loss: PdrayError) -> float:
+    """Those that are lost again and again must not use up their attempts at once, and the
+    controller may not know yet who drains."""
+    return PAUSE_S * (1 if isinstance(loss, GivenBackError) else live.num_losses - 1)

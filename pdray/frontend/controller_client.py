@@ -7,11 +7,13 @@ from typing import Protocol
 
 from pdray.core.placement import (
     KeptPrefix,
+    MoveAsk,
     Placement,
     PlacementAsk,
     Queued,
     Refusal,
     ServingLimits,
+    WorkerAddress,
 )
 
 
@@ -23,6 +25,9 @@ class ControllerClient(Protocol):
 
     async def wait(self, request_id: str) -> Placement | Refusal:
         """The answer to a Queued request, once there is one."""
+
+    async def move(self, asks: Sequence[MoveAsk]) -> Sequence[WorkerAddress | None]:
+        """Who could go on with each, in the order of ``asks``; None where nobody can now."""
 
     def finished(self, request_ids: Sequence[str], kept: Sequence[KeptPrefix] = ()) -> None:
         """These requests are over, placed or queued, and left ``kept`` in prefix caches. Does not

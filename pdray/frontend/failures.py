@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pdray.core.errors import (
+    GivenBackError,
     InvalidRequestError,
     LinkError,
     OverloadedError,
@@ -31,6 +32,8 @@ def failure_of(message: Failed) -> PdrayError:
         return lease_refused(message.problem)
     if message.retry_after_s is not None:
         return OverloadedError(message.reason, retry_after_s=message.retry_after_s)
+    if message.is_given_back:
+        return GivenBackError(message.reason)
     return (RequestFailedError if message.comes_again else WorkerLostError)(message.reason)
 
 

@@ -19,6 +19,7 @@ from pdray.core.request import Request, RequestState, TokenChunk, WorkerId
 from pdray.frontend.attempts import Attempts
 from pdray.frontend.check_fits import check_fits
 from pdray.frontend.controller_client import ControllerClient
+from pdray.frontend.evacuation import Evacuation
 from pdray.frontend.failures import failure_of, lost_worker, outcome_of
 from pdray.frontend.live_request import LiveRequest
 from pdray.frontend.migrations import Migrations
@@ -30,6 +31,7 @@ from pdray.frontend.token_stream import TokenDelta, TokenStream
 from pdray.link.connection import Connection
 from pdray.link.messages import (
     WIRE_VERSION,
+    Draining,
     Failed,
     GoesOn,
     HandedOff,
@@ -70,6 +72,7 @@ class Frontend:
         self._peers = PeerLinks(self._hello, self._on_message, self._on_lost)
         self._parked = ParkedLeases(self._peers)
         self._migrations = Migrations(self._peers, self._find, self.metrics, self._clock)
+        self._evacuation = Evacuation(controller, self._migrations, self._decoding_at)
         self._placing = Placing(controller, self._peers)
         self._attempts = Attempts(controller, self.metrics, self._give_up, patience_s=patience_s)
         self._live: dict[str, LiveRequest] = {}
@@ -80,6 +83,7 @@ class Frontend:
 
     async def stop(self) -> None:
         """Closes all links; workers cancel what was still running."""
+        self._evacuation.stop()
         await self._peers.close()
 
     def generate(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
@@ -157,9 +161,12 @@ class Frontend:
 
     def decoding_at(self, worker_id: WorkerId) -> list[str]:
         """The requests whose tokens this worker makes: what a drain would have to move."""
+        return [live.request.request_id for live in self._decoding_at(worker_id)]
+
+    def _decoding_at(self, worker_id: str) -> list[LiveRequest]:
         return [
-            request_id
-            for request_id, live in self._live.items()
+            live
+            for live in self._live.values()
             if live.decoder_id == worker_id and not live.is_released
         ]
 
@@ -253,6 +260,8 @@ class Frontend:
             case Failed():
                 if live := self._current(message.request_id, message.attempt):
                     self._on_failed(live, connection.peer_id, failure_of(message))
+            case Draining():
+                self._evacuation.begin(connection.peer_id)
             case Parked():
                 if live := self._current(message.request_id, message.attempt):
                     live.parked = message
@@ -318,6 +327,7 @@ class Frontend:
         self._placing.flush()
         self._parked.on_lost(connection)
         peer_id = connection.peer_id
+        self._evacuation.end(peer_id)
         for live in self._live.values():
             if live.is_linked_by(connection) and not live.is_released:
                 self._fail(live, live.lose(peer_id, lost_worker(peer_id, live.state)))

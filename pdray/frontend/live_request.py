@@ -46,6 +46,8 @@ class LiveRequest:
     submit: Submit | None = None
     """Begins an attempt, of a request that may have more than one."""
     placing_again: asyncio.Task[None] | None = None
+    num_losses: int = 0
+    """Attempts that were lost."""
     is_released: bool = False
     moving: Moving | None = None
     """It may go on with another decode worker, if that is not settled yet."""

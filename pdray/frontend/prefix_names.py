@@ -22,8 +22,9 @@ class PrefixNames:
         self._hashes = self._hasher.chain(self._parent, self._token_ids)
 
     @property
-    def names(self) -> tuple[bytes, ...]:
-        return tuple(prefix[:PREFIX_NAME_BYTES] for prefix in self._hashes)
+    def names(self) -> bytes:
+        """One behind the other, as a PlacementAsk has them."""
+        return b"".join([prefix[:PREFIX_NAME_BYTES] for prefix in self._hashes])
 
     def kept_by(self, worker_id: WorkerId, token_ids: Sequence[int]) -> list[KeptPrefix]:
         """What is left in the prefix cache of the worker that made ``token_ids``: the prefixes at

@@ -10,7 +10,7 @@ from pdray.core.parked import LeaseKey
 from pdray.core.placement import PrefixSource, WorkerAddress
 from pdray.core.request import Request, TokenChunk, WorkerId
 
-WIRE_VERSION = 12
+WIRE_VERSION = 13
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -64,7 +64,7 @@ class Tokens(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Worker to frontend: this attempt ended badly, for ``reason``. ``problem`` is set where its
     claim is at fault, ``retry_after_s`` where there was no room for it. What ``comes_again`` would
-    do so on every worker."""
+    do so on every worker. One that ``is_given_back`` had not begun, on a worker that drains."""
 
     request_id: str
     attempt: int
@@ -72,6 +72,12 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     problem: HandleProblem | None = None
     retry_after_s: float | None = None
     comes_again: bool = False
+    is_given_back: bool = False
+
+
+class Draining(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Worker to every frontend that has a link: I go before long. Have others go on with what
+    decodes here."""
 
 
 class Parked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -301,6 +307,7 @@ Message = (
     | Cancel
     | Tokens
     | Failed
+    | Draining
     | Parked
     | RenewParked
     | ReleaseParked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from pdray.core.snapshot import FleetView, Role
+from pdray.core.snapshot import FleetView
 
 _MIN_RETRY_AFTER_S = 1.0
 _MAX_RETRY_AFTER_S = 60.0
@@ -19,7 +19,7 @@ class Admission(enum.Enum):
 def max_in_flight(view: FleetView) -> int:
     """How many requests the ready workers may have at once: a full batch in every decode
     worker, and as many again in prefill, so that decode never waits for the next one."""
-    return sum(view.batch_room(role) for role in (Role.PREFILL, Role.DECODE) if role in view.phases)
+    return view.batch_room(view.phases)
 
 
 def decide(

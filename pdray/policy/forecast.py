@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pdray.core.placement import PlacementAsk
 from pdray.core.snapshot import WorkerView
-from pdray.core.step_time import StepTime, StepWork
+from pdray.core.step_time import StepTime
 
 UNMEASURED = StepTime(
     base_s=0.01, prefill_token_s=1e-4, prefill_pair_s=0.0, decode_s=1e-3, context_token_s=1e-7
@@ -23,9 +23,11 @@ _MIN_PREFILL_SHARE = 0.05
 _MAX_LOAD = 0.9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PrefillForecast:
-    """``others_s`` is what it takes from the decodes that run on the same worker, all together."""
+    """``others_s`` is what it takes from the decodes that run on the same worker, all together.
+    Like all that is made of every worker for every decision it is not frozen, only because that
+    would take four times as long to make."""
 
     queue_s: float
     compute_s: float
@@ -40,11 +42,13 @@ class PrefillForecast:
         return self.queue_s + self.compute_s + self.others_s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DecodeForecast:
-    """``wait_s``: until it has a seat and blocks. ``decode_s``: for all of its tokens.
-    ``others_s``: what a longer step takes from all others of the batch, for as long."""
+    """``step_s``: of those who run already, alone; ``itl_s`` with this one. ``wait_s``: until it
+    has a seat and blocks. ``decode_s``: for all of its tokens. ``others_s``: what a longer step
+    takes from all others of the batch, for as long."""
 
+    step_s: float
     itl_s: float
     wait_s: float
     decode_s: float
@@ -75,20 +79,19 @@ def step_time_of(worker: WorkerView, stand_in: StepTime = UNMEASURED) -> StepTim
 def forecast_prefill(
     worker: WorkerView, ask: PlacementAsk, num_cached_tokens: int, step_time: StepTime, itl_s: float
 ) -> PrefillForecast:
-    """Beside decodes, prompts get what these leave of a step as long as ``itl_s``."""
-    max_chunk = worker.info.max_tokens_per_step
+    """Beside decodes, prompts get what these leave of a step as long as ``itl_s``. Not all of the
+    prompt is cached."""
+    base_s, max_chunk = step_time.base_s, worker.info.max_tokens_per_step
     backlog = worker.prefill_backlog_tokens
-    queue_s = backlog * step_time.prefill_token_s - (-backlog // max_chunk) * step_time.base_s
-    compute_s = step_time.prompt_s(
-        ask.num_prompt_tokens,
-        num_cached_tokens=min(num_cached_tokens, ask.num_prompt_tokens - 1),
-        max_chunk_tokens=max_chunk,
-    )
+    queue_s = backlog * step_time.prefill_token_s - (-backlog // max_chunk) * base_s
+    num_uncached = ask.num_prompt_tokens - num_cached_tokens
+    compute_s = step_time.chunk_s(num_cached_tokens, num_uncached)
+    compute_s -= (-num_uncached // max_chunk) * base_s
     num_decodes = worker.num_decoding
     if num_decodes == 0:
         return PrefillForecast(queue_s, compute_s, 0.0)
-    work = StepWork(num_decodes=num_decodes, num_context_tokens=worker.num_decoding_tokens)
-    share = max(1.0 - step_time.step_s(work) / itl_s, _MIN_PREFILL_SHARE)
+    step_s = step_time.decodes_s(num_decodes, worker.num_decoding_tokens)
+    share = max(1.0 - step_s / itl_s, _MIN_PREFILL_SHARE)
     return PrefillForecast(queue_s / share, compute_s / share, num_decodes * compute_s)
 
 
@@ -96,30 +99,30 @@ def forecast_decode(
     worker: WorkerView, ask: PlacementAsk, step_time: StepTime, prompt_load: float
 ) -> DecodeForecast:
     """``prompt_load``: what prompts take of the worker's time."""
-    num_others = worker.num_decoding
-    others = StepWork(num_decodes=num_others, num_context_tokens=worker.num_decoding_tokens)
+    num_others, num_others_tokens = worker.num_decoding, worker.num_decoding_tokens
     num_tokens = min(ask.max_tokens, MAX_FORETOLD_OUTPUT_TOKENS)
-    itl_s = step_time.step_s(others.with_decode(ask.num_prompt_tokens + num_tokens // 2))
+    num_own_tokens = ask.num_prompt_tokens + num_tokens // 2
+    step_s = step_time.decodes_s(num_others, num_others_tokens)
+    longer_s = step_time.decode_s + step_time.context_token_s * num_own_tokens
+    itl_s = step_s + longer_s
     decode_s = num_tokens * itl_s / (1.0 - min(prompt_load, _MAX_LOAD))
-    # One in, one out: those who run leave in the time that one of them takes.
+    others_s = num_others * num_tokens * longer_s
     num_seats = worker.info.max_batch_size
-    over = max((num_others + 1 - num_seats) / num_seats, 0.0)
-    if worker.kv_utilization >= 1.0:
-        over += 1.0 / num_seats
-    others_s = num_others * num_tokens * (itl_s - step_time.step_s(others) if num_others else 0.0)
-    return DecodeForecast(itl_s, over * decode_s, decode_s, others_s)
+    if num_others < num_seats and worker.kv_utilization < 1.0:
+        return DecodeForecast(step_s, itl_s, 0.0, decode_s, others_s)
+    # One in, one out: those who run leave in the time that one of them takes.
+    num_before = max(num_others + 1 - num_seats, 0) + (worker.kv_utilization >= 1.0)
+    return DecodeForecast(step_s, itl_s, num_before / num_seats * decode_s, decode_s, others_s)
 
 
 def fits_in_a_step(
-    worker: WorkerView,
+    decode: DecodeForecast,
     num_prompt_tokens: int,
     num_cached_tokens: int,
     step_time: StepTime,
     itl_s: float,
 ) -> bool:
-    """Whether the rest of a prompt can be computed in one step beside all that decodes here,
-    within the time that a step may take."""
-    work = StepWork(
-        num_decodes=worker.num_decoding, num_context_tokens=worker.num_decoding_tokens
-    ).with_chunk(num_cached_tokens, num_prompt_tokens - num_cached_tokens)
-    return step_time.step_s(work) <= itl_s
+    """Whether the rest of a prompt can be computed in one step beside all that decodes on this
+    worker, within the time that a step may take."""
+    num_uncached = num_prompt_tokens - num_cached_tokens
+    return decode.step_s + step_time.chunk_s(num_cached_tokens, num_uncached) <= itl_s

@@ -17,7 +17,7 @@ from pdray.engine.config import EngineConfig
 from pdray.engine.engine import Engine
 from pdray.worker.worker_info import spans_of
 
-from .step_load import TimedSteps, time_steps, warm_up
+from .step_load import TimedSteps, time_steps
 
 _JOIN_S = 30.0
 
@@ -39,8 +39,7 @@ def probe_engine(
     model_path: Path, config: EngineConfig, *, seconds: float, seed: int
 ) -> tuple[float, EngineFacts]:
     """Loads it, which may take minutes, and has it make steps for so long. Returns its start-up
-    too, in seconds: from the start of its process until it has computed some tokens. Raises
-    PdrayError."""
+    too, in seconds: from the start of its process until it is warm. Raises PdrayError."""
     with _process(model_path, config, seconds, seed) as (pipe, started_at):
         startup_s = _await_start(pipe, started_at)
         facts = _receive(pipe)
@@ -101,7 +100,6 @@ def _probe(
     except PdrayError as error:
         pipe.send(error)
         return
-    warm_up(engine)
     pipe.send(None)
     if seconds is not None:
         pipe.send(_facts_of(engine, time_steps(engine, seconds, random.Random(seed))))

@@ -15,7 +15,7 @@ from pdray.engine.engine import Engine
 from pdray.engine.outputs import StepOutput
 from pdray.engine.sequence import Sequence
 
-MIN_STEPS = 200
+MIN_STEPS = 60
 _STEPS_PER_SIZE = 25
 """Before the batch is to have another size."""
 _MIN_PROMPT_TOKENS = 16
@@ -35,7 +35,7 @@ class TimedSteps:
 
 def time_steps(engine: Engine, seconds: float, rng: random.Random) -> TimedSteps:
     """For so long, and for MIN_STEPS at least."""
-    load = _Load(engine, rng)
+    load = Load(engine, rng)
     steps: list[tuple[StepWork, float]] = []
     end_at = time.perf_counter() + seconds
     while len(steps) < MIN_STEPS or time.perf_counter() < end_at:
@@ -54,15 +54,7 @@ def time_steps(engine: Engine, seconds: float, rng: random.Random) -> TimedSteps
     return TimedSteps(step_time=fit.step_time, high_ratio=fit.high_ratio, num_steps=len(steps))
 
 
-def warm_up(engine: Engine) -> None:
-    """A prompt and a token after it, as the first request of a worker's life."""
-    load = _Load(engine, random.Random(0))
-    load.fill()
-    while load.is_busy:
-        load.take(engine.step())
-
-
-class _Load:
+class Load:
     """Sequences of random lengths, as many as the batch is to have."""
 
     def __init__(self, engine: Engine, rng: random.Random) -> None:
@@ -71,10 +63,6 @@ class _Load:
         self._ids = map(str, itertools.count())
         self._num_computed: dict[Sequence, int] = {}
         self._size = 1
-
-    @property
-    def is_busy(self) -> bool:
-        return bool(self._num_computed)
 
     def choose_size(self) -> None:
         """Small batches as often as large ones."""
@@ -97,7 +85,8 @@ class _Load:
         for each in output.sequences:
             seq, before = each.sequence, self._num_computed[each.sequence]
             num_tokens = each.num_computed_tokens - before
-            if before >= seq.num_prefill_tokens:
+            # The last token of a prompt alone is planned as a decode is.
+            if before >= seq.num_prefill_tokens - 1:
                 work = work.with_decode(each.num_computed_tokens)
             else:
                 work = work.with_chunk(before, num_tokens)

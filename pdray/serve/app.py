@@ -13,11 +13,11 @@ from uuid import uuid4
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.context import _get_global_client
 
 from pdray.cluster.client import RayControllerClient
-from pdray.config import PdrayConfig, load_config, parse_config
+from pdray.config import PdrayConfig, ServeConfig, load_config, parse_config
 from pdray.config_checks import open_to_all
 from pdray.core.clock import WallClock
 from pdray.core.errors import ConfigError, UnavailableError
@@ -52,16 +52,32 @@ def build_app(args: Mapping[str, object]) -> Application:
     """Serve's builder. ``args`` is ``config``: the path of a YAML file, or what such a file
     holds. Raises ConfigError."""
     config = config_of(args)
+    autoscaling = _ingress_autoscaling(config.serve)
     as_deployment = serve.deployment(
         name=DEPLOYMENT,
-        num_replicas=config.serve.ingress_replicas,
+        num_replicas=None if autoscaling else config.serve.ingress_replicas,
+        autoscaling_config=autoscaling,
         max_ongoing_requests=config.serve.max_ongoing_requests + SPARE_REQUESTS,
         max_queued_requests=SPARE_REQUESTS,
+        graceful_shutdown_timeout_s=config.serve.graceful_shutdown_timeout_s,
+        # Of a changed config, all new ones come before any old one goes.
+        max_surge_percent=100,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENV}},
     )
     application: Application = as_deployment(serve.ingress()(Ingress)).bind(config)
     return application
+
+
+def _ingress_autoscaling(config: ServeConfig) -> AutoscalingConfig | None:
+    """Serve's own: it looks at calls in flight, and at nothing that workers do."""
+    if config.max_ingress_replicas is None:
+        return None
+    return AutoscalingConfig(
+        min_replicas=config.ingress_replicas,
+        max_replicas=config.max_ingress_replicas,
+        target_ongoing_requests=max(config.max_ongoing_requests / 2, 1.0),
+    )
 
 
 def config_of(args: Mapping[str, object]) -> PdrayConfig:

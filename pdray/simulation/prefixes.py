@@ -10,14 +10,15 @@ from .kv_blocks import PIECE_TOKENS
 
 NAMED_TOKENS = 16
 _NAMES_PER_PIECE = PIECE_TOKENS // NAMED_TOKENS
-# Odd, so that no two names are the same; large, so that they spread as hashes do.
+# Odd, so that no two names are the same; large, so that they spread as hashes do: by their
+# highest bits, which are last where a little-endian machine looks names up.
 _SPREAD = 0x9E3779B97F4A7C15
 _MASK = 2 ** (8 * PREFIX_NAME_BYTES) - 1
 
 
-def prefix_names(piece_ids: Sequence[int]) -> tuple[bytes, ...]:
+def prefix_names(piece_ids: Sequence[int]) -> bytes:
     """As a PlacementAsk has them: one for every 16 tokens of the pieces."""
-    return tuple(_names(piece_ids, 1))
+    return b"".join(_names(piece_ids, 1))
 
 
 def prefix_report(
@@ -37,4 +38,4 @@ def _names(piece_ids: Iterable[int], step: int) -> Iterator[bytes]:
     for piece_id in piece_ids:
         first = piece_id * _NAMES_PER_PIECE
         for number in range(first + step, first + _NAMES_PER_PIECE + 1, step):
-            yield (number * _SPREAD & _MASK).to_bytes(PREFIX_NAME_BYTES, "big")
+            yield (number * _SPREAD & _MASK).to_bytes(PREFIX_NAME_BYTES, "little")

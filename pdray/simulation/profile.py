@@ -11,7 +11,7 @@ import msgspec
 from pdray.core.errors import ConfigError
 from pdray.core.link_cost import LinkCost
 from pdray.core.snapshot import KVSpan
-from pdray.core.step_time import StepTime
+from pdray.core.step_time import StepTime, StepWork
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -98,6 +98,11 @@ def parse_profile(data: object, source: str) -> Profile:
     twice = [f"{where}: {one}, {other}" for (where, one, other), num in pairs.items() if num > 1]
     if twice:
         raise ConfigError(f"{source}: stands there twice: {'; '.join(twice)}")
+    for worker in profile.workers:
+        steps = worker.step_time
+        if not steps.step_s(StepWork(num_decodes=1, num_context_tokens=1)) > 0:
+            where = f"{worker.pool} on {worker.node_group}"
+            raise ConfigError(f"{source}: step_time of {where}: {steps}; a decode takes some time")
     return profile
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pdray.control.controller import ControlPlane
 from pdray.control.journal import Journal
 from pdray.core.placement import KeptPrefix, Placement, PlacementAsk, Queued, Refusal
+from pdray.core.prefix_report import PREFIX_NAME_BYTES
 from pdray.core.request import WorkerId
 from pdray.core.snapshot import WorkerInfo
 from pdray.policy.placement import PLACEMENT
@@ -357,7 +358,7 @@ def _kept(requests: Iterable[SimulatedRequest]) -> Iterator[KeptPrefix]:
         if request.ask.prefix_names and request.decoded_on is not None:
             names = request.ask.prefix_names
             yield KeptPrefix(
-                name=names[-1],
-                num_tokens=len(names) * NAMED_TOKENS,
+                name=names[-PREFIX_NAME_BYTES:],
+                num_tokens=len(names) // PREFIX_NAME_BYTES * NAMED_TOKENS,
                 worker_id=request.decoded_on,
             )

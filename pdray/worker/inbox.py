@@ -157,10 +157,12 @@ class Inbox:
 
     def _submit(self, connection: Connection, submission: Submission) -> None:
         request, frontend_id = submission.request, connection.peer_id
+        state, key = self._state(), (request.request_id, submission.attempt)
         # While it drains too: what is parked here can be had nowhere else.
-        if self._state() is not WorkerState.READY and submission.claim is None:
-            reason = f"worker {self._worker_id} is {self._state()}"
-            self._outbox.fail(frontend_id, request.request_id, submission.attempt, reason)
+        if state is WorkerState.DRAINING and submission.claim is None:
+            self._outbox.give_back(frontend_id, *key, self._worker_id)
+        elif state is not WorkerState.READY and submission.claim is None:
+            self._outbox.fail(frontend_id, *key, f"worker {self._worker_id} is {state}")
         elif self._attempts.begin(request.request_id, submission.attempt, frontend_id):
             self._prefilling.submit(frontend_id, submission)
 

@@ -48,7 +48,7 @@ class MemoryFiles:
 def _remove(files: dict[Path, int]) -> None:
     while files:
         link, descriptor = files.popitem()
-        link.unlink()
+        link.unlink(missing_ok=True)
         os.close(descriptor)
 
 

@@ -8,7 +8,16 @@ from pdray.core.errors import HandleRefusedError, OverloadedError, PdrayError
 from pdray.core.request import PhaseAges, TokenChunk, WorkerId
 from pdray.engine.outputs import SequenceOutput
 from pdray.link.connection import Connection
-from pdray.link.messages import Failed, GoesOn, HandedOff, Message, Moved, Parked, Tokens
+from pdray.link.messages import (
+    Draining,
+    Failed,
+    GoesOn,
+    HandedOff,
+    Message,
+    Moved,
+    Parked,
+    Tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +85,21 @@ class Outbox:
             request_id=request_id, attempt=attempt, reason=reason, comes_again=comes_again
         )
         self._send(frontend_id, failed)
+
+    def give_back(self, frontend_id: str, request_id: str, attempt: int, worker_id: str) -> None:
+        """It has not begun here, and others can do it."""
+        failed = Failed(
+            request_id=request_id,
+            attempt=attempt,
+            reason=f"worker {worker_id} drains",
+            is_given_back=True,
+        )
+        self._send(frontend_id, failed)
+
+    def draining(self) -> None:
+        """To every frontend."""
+        for connection in self._frontends.values():
+            connection.send(Draining())
 
     def refuse(self, frontend_id: str, request_id: str, attempt: int, error: PdrayError) -> None:
         """Its claim is at fault, or there is no room for it."""

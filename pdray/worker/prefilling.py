@@ -381,6 +381,12 @@ class Prefilling:
                 self._withdraw(prompt)
                 self._parking.leave(prompt, is_read=False)
 
+    def give_back(self) -> None:
+        """What has not begun is for others to do."""
+        for prompt in list(self._waiting):
+            self._outbox.give_back(*prompt.owner, self._worker_id)
+            self._end(prompt)
+
     def _withdraw(self, prompt: Prompt) -> None:
         if prompt.lease_id is not None:
             self._by_lease.pop(prompt.lease_id, None)

@@ -65,6 +65,11 @@ class Prompt:
         return self.submission.attempt
 
     @property
+    def owner(self) -> tuple[str, str, int]:
+        """Its frontend, and what that calls it."""
+        return self.frontend_id, self.request_id, self.attempt
+
+    @property
     def num_tokens(self) -> int:
         """The prompt, and what earlier attempts have put behind it."""
         request = self.submission.request

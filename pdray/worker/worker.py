@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable, Sequence
 
@@ -22,7 +23,7 @@ from pdray.engine.loading import load_parts
 from pdray.engine.model_files import ModelFile, list_model_files
 from pdray.engine.outputs import StepOutput
 from pdray.link.connection import Connection
-from pdray.link.messages import WIRE_VERSION, Hello
+from pdray.link.messages import WIRE_VERSION, Draining, Hello
 from pdray.link.peers import PeerLinks
 from pdray.link.server import LinkServer
 from pdray.metrics.prometheus import WorkerMetrics
@@ -206,6 +207,7 @@ class Worker:
         )
         self._engine_thread: EngineThread | None = None
         self._crashed: asyncio.Future[BaseException] | None = None
+        self._drain_until = math.inf
 
     async def start(self) -> WorkerInfo:
         """Starts the threads and the link; returns once peers can dial."""
@@ -260,19 +262,35 @@ class Worker:
         assert self._crashed is not None, "the worker has not been started"
         return await asyncio.shield(self._crashed)
 
-    async def drain(self) -> None:
-        """Takes no new prompts; returns when the last request is over and nothing is read."""
-        self.state = WorkerState.DRAINING
-        while (
-            len(self._attempts)
-            or self._prefilling.num_active
-            or self._lending.num_active
-            or self._parking.num_active
-            or self._pulling.num_active
-            or self._migrating.num_active
-        ):
+    async def drain(self, timeout_s: float = math.inf, *, gives_back: bool = False) -> bool:
+        """Takes no new prompts, has its frontends move what decodes here and, with ``gives_back``,
+        place again what has not begun. Returns when the last request is over and nothing is read;
+        False where that is not so after ``timeout_s``, of this call or of an earlier one."""
+        self._drain_until = min(self._drain_until, self._clock.now() + timeout_s)
+        if self.state is WorkerState.READY:
+            logger.info("worker drains: worker_id=%s", self.config.worker_id)
+            self.state = WorkerState.DRAINING
+            self._outbox.draining()
+        if gives_back:
+            self._prefilling.give_back()
+        while self._is_in_use:
+            if self._clock.now() >= self._drain_until:
+                return False
             await asyncio.sleep(TICK_S / 5)
         await asyncio.to_thread(self.tiering.settle)
+        return True
+
+    @property
+    def _is_in_use(self) -> bool:
+        return len(self._attempts) > 0 or any(
+            (
+                self._prefilling.num_active,
+                self._lending.num_active,
+                self._parking.num_active,
+                self._pulling.num_active,
+                self._migrating.num_active,
+            )
+        )
 
     async def stop(self) -> None:
         """Ends everything at once; what is still running is lost."""
@@ -317,7 +335,12 @@ class Worker:
     async def _serve(self, connection: Connection) -> None:
         """An incoming link, of a frontend or of a worker that has blocks to offer."""
         is_frontend = connection.peer_hello.pool is None
-        await self._peers.serve(connection, self._outbox.attach if is_frontend else None)
+        await self._peers.serve(connection, self._greet if is_frontend else None)
+
+    def _greet(self, frontend: Connection) -> None:
+        self._outbox.attach(frontend)
+        if self.state is WorkerState.DRAINING:
+            frontend.send(Draining())
 
     def _on_lease_end(self, lease_id: str, failure: str | None) -> None:
         if not self._migrating.on_lease_end(lease_id, failure):

@@ -1,9 +1,10 @@
-"""Worker processes that are killed under requests in every phase: their clients get the tokens of
-an undisturbed run."""
+"""Worker processes that are killed, or told to end, under requests in every phase: their clients
+get the tokens of an undisturbed run."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -17,13 +18,13 @@ from pdray.core.request import Request, WorkerId
 from pdray.frontend.live_request import LiveRequest
 from tests.chaos.cluster import ENGINE, ProcessCluster, check_tokens, worker_config
 from tests.equivalence.reference import Reference
-from tests.local_cluster import num_placed_again, random_prompts, request_of
+from tests.local_cluster import num_migrated, num_placed_again, random_prompts, request_of
 from tests.worker_peer import until
 from tests.worker_process import STEP_PAUSE, WorkerProcess
 
 pytestmark = pytest.mark.slow
 
-MakeWorker = Callable[[str, str], WorkerProcess]
+MakeWorker = Callable[..., WorkerProcess]
 NUM_TOKENS = 40
 LENGTHS = [170, 150, 100, 140, 60]
 SAMPLING: list[dict[str, object]] = [
@@ -40,10 +41,10 @@ def make_worker(tiny_model_path: Path, tmp_path: Path) -> Iterator[MakeWorker]:
     """Workers whose every step takes long enough to be killed in."""
     with ExitStack() as stack:
 
-        def make(name: str, role: str) -> WorkerProcess:
+        def make(name: str, role: str, pause_s: float = 0.02) -> WorkerProcess:
             engine = replace(ENGINE, kv_cache_bytes=4 * 2**20, max_tokens_per_step=32)
             config = replace(worker_config(tiny_model_path, name, role), engine=engine)
-            worker = WorkerProcess(config, tmp_path / f"{name}.log", env={STEP_PAUSE: "0.02"})
+            worker = WorkerProcess(config, tmp_path / f"{name}.log", env={STEP_PAUSE: str(pause_s)})
             stack.callback(worker.close)
             return worker
 
@@ -182,3 +183,32 @@ async def test_a_worker_killed_in_any_phase_costs_no_token_and_changes_none(
             await cluster.until_idle(60)
         assert cluster.frontend.num_in_flight == 0
         assert num_placed_again(cluster.frontend) > len(KILLINGS)
+
+
+async def test_workers_that_are_told_to_end_are_left_by_what_runs_there(
+    make_worker: MakeWorker,
+) -> None:
+    slow = functools.partial(make_worker, pause_s=0.1)
+    workers = [slow(f"{role}-{i}", role) for i in range(2) for role in ("prefill", "decode")]
+    async with ProcessCluster(workers) as cluster:
+        calm = await Scene(cluster, "calm").tokens()
+
+        scene = Scene(cluster, "decode")
+        answering = asyncio.create_task(scene.tokens())
+        await scene.until_sent(2)
+        leaver = cluster.workers[WorkerId(str(scene.first.decode_id))]
+        leaver.send_signal(signal.SIGTERM)
+        await until(lambda: leaver.exit_code == 0)
+        assert await answering == calm
+        assert num_placed_again(cluster.frontend) == 0
+        assert num_migrated(cluster.frontend) > 0, "it waited for its decodes to end"
+
+        scene = Scene(cluster, "prefill")
+        answering = asyncio.create_task(scene.tokens())
+        await scene.until_submitted()
+        leaver = cluster.workers[WorkerId(str(scene.first.prefill_id))]
+        leaver.send_signal(signal.SIGTERM)
+        await until(lambda: leaver.exit_code == 0)
+        assert await answering == calm
+        await cluster.until_idle(60)
+        assert cluster.frontend.num_in_flight == 0

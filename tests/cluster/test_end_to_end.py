@@ -19,6 +19,7 @@ import yaml
 from pdray.frontend.text import Tokenizer
 from pdray.serve.free_port import free_port
 from tests.equivalence.reference import NEAR_TIE, Reference, ReferenceTokens
+from tests.promql import asked, queries
 from tests.readme import commands_with
 from tests.served import ROOT, Served, served
 
@@ -211,6 +212,9 @@ async def test_one_scrape_shows_the_ingress_and_both_workers(demo: Demo) -> None
     ]:
         assert re.search(sample, scrape), sample
     assert scrape.count("# TYPE pdray_kv_blocks gauge") == 1
+    exported = set(re.findall(r"^# TYPE (\S+)", scrape, re.MULTILINE))
+    wanted = {each.metric for query in queries() for each in asked(query)}
+    assert {re.sub(r"_(bucket|sum|count)$", "", metric) for metric in wanted} <= exported
 
 
 async def test_errors_are_openais(demo: Demo) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import ray
 from ray import serve
@@ -16,7 +18,13 @@ from pdray.cluster.names import controller_name, living_actors
 from pdray.config import PdrayConfig
 from pdray.serve.app import build_app
 from pdray.serve.free_port import free_port
-from tests.cluster.conftest import config_of, processes_of, until_ended, until_gone
+from tests.cluster.conftest import (
+    NUM_CPUS,
+    config_of,
+    processes_of,
+    until_ended,
+    until_gone,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -24,9 +32,11 @@ NAME = "under-serve"
 
 
 @pytest.fixture(scope="module")
-def serve_runs(local_ray: None) -> Iterator[None]:
-    serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
-    yield
+def serve_runs(local_ray: None) -> Iterator[int]:
+    """Its port."""
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
     serve.shutdown()
 
 
@@ -41,7 +51,7 @@ def config_with(model_path: Path, **changes: object) -> PdrayConfig:
 
 
 async def test_deployed_again_and_deleted_by_another_process_it_leaves_no_process(
-    serve_runs: None, tiny_model_path: Path
+    serve_runs: int, tiny_model_path: Path
 ) -> None:
     first = config_with(tiny_model_path)
     await asyncio.to_thread(deploy, first)
@@ -70,3 +80,60 @@ async def test_deployed_again_and_deleted_by_another_process_it_leaves_no_proces
     await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     await until_gone(NAME)
     await until_ended(changed_processes.values())
+
+
+async def text_of(client: httpx.AsyncClient, max_tokens: int) -> str:
+    """A stream's, to its end. Raises where that is not as it should be."""
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": max_tokens, "ignore_eos": True}
+    body |= {"temperature": 0.0, "stream": True}
+    text, finish_reason = "", None
+    async with client.stream("POST", "completions", json=body) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+                text += choice["text"]
+                finish_reason = choice["finish_reason"]
+    assert finish_reason == "length"
+    return text
+
+
+async def test_a_changed_config_rolls_through_under_streams_and_fails_none(
+    serve_runs: int, tiny_model_path: Path
+) -> None:
+    engine = {"kv_cache_bytes": "16MiB", "num_threads": 1, "max_model_len": 1024}
+    pool = {"node_groups": ["laptop"], "engine": engine}
+    # There is room for one more: the new generation gets the places of the old one by one.
+    assert NUM_CPUS == 4
+    pools = {
+        "prefill": pool | {"role": "prefill"},
+        "decode": pool | {"role": "decode", "replicas": 2},
+    }
+    settings: dict[str, object] = {"served_model_name": "tiny", "pools": pools}
+    first = config_with(tiny_model_path, **settings)
+    changed = config_with(tiny_model_path, **settings, slo={"itl_s": 0.5})
+    assert first.generation != changed.generation
+    await asyncio.to_thread(deploy, first)
+    first_processes = processes_of(NAME)
+    assert len(first_processes) == 1 + 3
+    url = f"http://127.0.0.1:{serve_runs}/under-serve/v1/"
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        expected = {n: await text_of(client, n) for n in (20, 200, 800)}
+        is_over = asyncio.Event()
+
+        async def ask_on(max_tokens: int) -> int:
+            num_answers = 0
+            while not is_over.is_set():
+                assert await text_of(client, max_tokens) == expected[max_tokens]
+                num_answers += 1
+            return num_answers
+
+        async with asyncio.TaskGroup() as group:
+            asking = [group.create_task(ask_on(n)) for n in (20, 200, 800)]
+            await asyncio.to_thread(deploy, changed)
+            await until_ended(first_processes.values())
+            is_over.set()
+        assert all(each.result() > 1 for each in asking)
+    assert len(processes_of(NAME)) == 1 + 3
+    await asyncio.to_thread(serve.delete, NAME)
+    await until_gone(NAME)

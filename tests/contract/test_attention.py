@@ -22,6 +22,10 @@ BLOCK_SIZE = 16
 NUM_BLOCKS = 96
 CPU = torch.device("cpu")
 BACKENDS = [name for name in ATTENTION.names() if name != "auto"]
+# Triton's interpreter takes seconds for a prompt; decodes are quick.
+MARKED = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "triton" else name for name in BACKENDS
+]
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,7 @@ def assert_written(setup: Setup, cache: LayerCache) -> None:
             assert torch.equal(cache.v_BKPH[block_id, :, offset], value[:, position])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MARKED)
 @pytest.mark.parametrize("name", list(CASES))
 def test_equals_the_oracle(backend: str, name: str) -> None:
     case = CASES[name]
@@ -270,7 +274,7 @@ def test_a_static_plan_serves_whatever_was_filled_in_last(backend: str, name: st
     assert_written(setup, cache)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MARKED)
 @pytest.mark.parametrize("window", [None, 20])
 def test_offsets_past_2_to_31_elements(backend: str, window: int | None) -> None:
     case = Case(MIXED, sliding_window=window, k_head_dim=64, v_head_dim=64)
@@ -280,7 +284,7 @@ def test_offsets_past_2_to_31_elements(backend: str, window: int | None) -> None
     assert_written(setup, cache)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MARKED)
 def test_long_contexts_go_tile_by_tile(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from pdray.engine.attention import prompts
 

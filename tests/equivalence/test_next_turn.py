@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ async def test_what_workers_tell_of_their_prefixes_is_what_placement_looks_for(
         turn, stranger = (greedy(history, "turn", salt) for salt in (cache_salt, "another"))
         digest = cluster.workers[0].engine.layout.model_digest
         asks = [
-            make_ask(each.request_id, prefix_names=PrefixNames(each, digest).names)
+            replace(make_ask(each.request_id), prefix_names=PrefixNames(each, digest).names)
             for each in (turn, stranger)
         ]
 

@@ -3,12 +3,22 @@ events bring the same answers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pdray.control.controller import ControlConfig, ControlPlane
-from pdray.core.placement import InFlight, KeptPrefix, Placement, PlacementAsk, Queued
+from pdray.core.placement import (
+    InFlight,
+    KeptPrefix,
+    MoveAsk,
+    Placement,
+    PlacementAsk,
+    Queued,
+)
 from pdray.core.request import WorkerId
 from pdray.core.scaling import PlaceCounts
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
@@ -17,6 +27,8 @@ from pdray.policy.placement import PLACEMENT
 from pdray.policy.scaling.base import Budget, GroupCost, PoolSetup, ScalingSetup
 from tests.fleet_factories import make_ask, make_info, make_policy, make_snapshot
 from tests.scaling_factories import make_rails, make_scaling_policy
+
+pytestmark = pytest.mark.slow
 
 MAX_QUEUED = 3
 QUEUE_TIMEOUT_S = 20.0
@@ -65,6 +77,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
         self.owners: dict[str, str] = {}
         self.queued: list[str] = []
         self.asks: dict[str, PlacementAsk] = {}
+        self.names: dict[str, tuple[bytes, ...]] = {}
         self.placed: dict[str, InFlight] = {}
         self.kept: dict[bytes, KeptPrefix] = {}
         self.alive: dict[str, str] = {}
@@ -132,7 +145,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
 
     def assert_source_is_known(self, placement: Placement) -> None:
         """The longest prefix that a living worker has, unless the prefill worker itself has it."""
-        names = self.asks[placement.request_id].prefix_names
+        names = self.names[placement.request_id]
         told = [self.kept[name] for name in reversed(names) if name in self.kept]
         alive = (
             each
@@ -183,6 +196,7 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             for rid in ids
         ]
         self.asks |= {ask.request_id: ask for ask in asks}
+        self.names |= dict.fromkeys(ids, names)
         answers = self.control.place(frontend, asks, self.now)
         assert [answer.request_id for answer in answers] == ids
         for answer in answers:
@@ -228,6 +242,29 @@ class ControlPlaneMachine(RuleBasedStateMachine):
             KeptPrefix(name=name, num_tokens=16 * (index + 1), worker_id=worker_id)
             for index, name in enumerate(names)
         ][-1:]
+
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        if not self.placed:
+            return
+        rid = data.draw(st.sampled_from(sorted(self.placed)))
+        placed = self.placed[rid]
+        assert placed.decode_id is not None
+        refused = data.draw(
+            st.sets(st.sampled_from([WorkerId("none"), *map(WorkerId, self.alive.values())]))
+        )
+        ask = MoveAsk(
+            request_id=rid,
+            source_id=placed.decode_id,
+            max_total_tokens=placed.ask.num_prompt_tokens + placed.ask.max_tokens,
+            refused=tuple(sorted(refused)),
+        )
+        (target,) = self.control.move(self.owners[rid], [ask], self.now)
+        if target is not None:
+            assert placed.decode_id in self.alive.values(), "nobody knows what it has there"
+            assert target.worker_id in set(self.alive.values()) - refused - {placed.decode_id}
+            assert frozenset((placed.decode_id, target.worker_id)) not in self.failed_pairs
+            self.placed[rid] = replace(placed, decode_id=target.worker_id)
 
     @rule(slot=st.sampled_from(sorted(WORKER_SLOTS)), tokens=st.sampled_from(WORKER_SIZES))
     def join(self, slot: str, tokens: int) -> None:

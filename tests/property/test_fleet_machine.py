@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -12,6 +13,8 @@ from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role, WorkerInfo, WorkerState
 from pdray.policy.admission import max_in_flight
 from tests.fleet_factories import make_ask, make_info, make_snapshot
+
+pytestmark = pytest.mark.slow
 
 STALE_AFTER_S = 3.0
 NAMES = st.sampled_from([f"w{i}" for i in range(6)])

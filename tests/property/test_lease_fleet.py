@@ -161,6 +161,7 @@ def search(seeds: Iterable[int]) -> None:
         check_that_all_ends(*run(seed))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_whatever_comes_no_block_is_misused_and_all_ends(seed: int) -> None:

@@ -60,6 +60,10 @@ class NameShardsMachine(RuleBasedStateMachine):
         for name in {name for name, _ in self.model} | {1 << 63}:
             expected = sorted(holder for each, holder in self.model if each == name)
             assert list(self.shards.holders(name)) == expected
+            for holder in range(3):
+                assert self.shards.has(name, holder) == (holder in expected)
+                assert self.shards.has_any(name, {holder}) == (holder in expected)
+            assert self.shards.has_any(name, range(3)) == any(each < 3 for each in expected)
 
 
 TestNameShards = NameShardsMachine.TestCase

@@ -59,6 +59,7 @@ def test_each_request_ends_once_and_every_block_comes_back(
         worker={"num_blocks": num_blocks, "max_sequence_tokens": 16 * num_blocks},
         scaler=Restless(seed) if is_restless else None,
         placement="cost",
+        patience_s=200.0,
     )
     simulator = Simulator(scenario)
     result = simulator.run()

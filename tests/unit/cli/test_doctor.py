@@ -19,6 +19,7 @@ def write_config(tmp_path: Path, model: Path, **top: object) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_good_machine_is_exit_code_0_with_a_line_for_each_check(
     tmp_path: Path, tiny_model_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

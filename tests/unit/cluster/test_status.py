@@ -5,7 +5,8 @@ from dataclasses import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdray.cluster.messages import ControllerStatus, WorkerStatus
-from pdray.cluster.telemetry import controller_text
+from pdray.cluster.telemetry import controller_text, slo_text
+from pdray.config_sections import SloConfig
 from pdray.core.snapshot import Role, WorkerState
 from pdray.core.startup import StartupTimes
 
@@ -92,4 +93,18 @@ def test_the_controllers_gauges_are_a_valid_exposition() -> None:
         ("pdray_worker_startup_seconds", ("decode", "0", "weights")): 2,
         ("pdray_worker_startup_seconds", ("decode", "0", "warmup")): 0.5,
         ("pdray_worker_startup_seconds", ("decode", "0", "meeting")): 0,
+    }
+
+
+def test_the_targets_are_a_valid_exposition() -> None:
+    text = slo_text(SloConfig(ttft_s=1.5, itl_s=0.05, percentile=0.9)).decode()
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples == {
+        "pdray_slo_ttft_seconds": 1.5,
+        "pdray_slo_itl_seconds": 0.05,
+        "pdray_slo_percentile": 0.9,
     }

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from array import array
+
 from pdray.control.prefix_index import PrefixIndex
 from pdray.core.prefix_report import KVTier, NameChanges, PrefixReport
 from pdray.core.request import WorkerId
 
 A, B, C = WorkerId("a"), WorkerId("b"), WorkerId("c")
-NAMES = tuple((1000 + 7 * i).to_bytes(8, "big") for i in range(100))
-OTHER = tuple((9000 + 7 * i).to_bytes(8, "big") for i in range(100))
+NAMES = tuple(1000 + 7 * i for i in range(100))
+"""As numbers."""
+OTHER = tuple(9000 + 7 * i for i in range(100))
 
 
 def report(
     number: int,
-    added: tuple[bytes, ...] = (),
-    removed: tuple[bytes, ...] = (),
+    added: tuple[int, ...] = (),
+    removed: tuple[int, ...] = (),
     tier: KVTier = KVTier.DEVICE,
 ) -> PrefixReport:
-    changes = NameChanges(tier=tier, added=b"".join(added), removed=b"".join(removed))
+    changes = NameChanges(
+        tier=tier, added=array("Q", added).tobytes(), removed=array("Q", removed).tobytes()
+    )
     return PrefixReport(number=number, changes=(changes,))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,10 +34,12 @@ def test_a_step_takes_its_base_and_all_that_is_in_it() -> None:
     assert STEP_TIME.step_s(work) == 1.0 + 0.1 * 3 + 0.01 * (3 + 4 + 5) + 0.2 * 2 + 0.002 * 150
 
 
-def test_a_prompt_pays_the_base_for_every_chunk_and_nothing_for_what_is_cached() -> None:
-    alone = STEP_TIME.prompt_s(100, num_cached_tokens=0, max_chunk_tokens=100)
-    chunked = STEP_TIME.prompt_s(100, num_cached_tokens=0, max_chunk_tokens=30)
-    cached = STEP_TIME.prompt_s(100, num_cached_tokens=90, max_chunk_tokens=30)
-    assert alone == STEP_TIME.step_s(StepWork().with_chunk(0, 100))
-    assert chunked == alone + 3 * STEP_TIME.base_s
-    assert cached == STEP_TIME.step_s(StepWork().with_chunk(90, 10))
+@given(start=st.integers(0, 5000), num_tokens=st.integers(0, 5000), num_decodes=st.integers(0, 9))
+def test_a_step_is_its_decodes_and_what_a_chunk_adds(
+    start: int, num_tokens: int, num_decodes: int
+) -> None:
+    decodes = StepWork(num_decodes=num_decodes, num_context_tokens=70 * num_decodes)
+    decodes_s = STEP_TIME.decodes_s(num_decodes, 70 * num_decodes)
+    assert decodes_s == pytest.approx(STEP_TIME.step_s(decodes))
+    together_s = STEP_TIME.step_s(decodes.with_chunk(start, num_tokens))
+    assert decodes_s + STEP_TIME.chunk_s(start, num_tokens) == pytest.approx(together_s)

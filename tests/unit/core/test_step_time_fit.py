@@ -85,6 +85,22 @@ def test_a_machine_that_has_changed_is_believed_after_some_steps(factor: float) 
     assert worst_error(fit, changed) < 0.15
 
 
+def test_what_a_decode_costs_is_known_while_as_many_decode_for_long() -> None:
+    """Else a third of them seems to cost as much as the first two, and gets no seat."""
+    truth = replace(TRUTH, base_s=0.035, decode_s=0.006)
+    rng = random.Random(0)
+    fit = StepTimeFit()
+    prompts = [StepWork().with_chunk(start, length) for start, length in ((0, 500), (512, 500))]
+    long = [StepWork().with_decode(1000 + index) for index in range(24)]
+    short = [StepWork().with_decode(200 + index) for index in range(24)]
+    pairs = [StepWork().with_decode(index).with_decode(index) for index in range(200, 500)]
+    for work in [*[*prompts, *long, StepWork().with_chunk(0, 200), *short] * 3, *pairs]:
+        fit.add(work, truth.step_s(work) * rng.lognormvariate(0.0, 0.03))
+    work = StepWork(num_decodes=4, num_context_tokens=1400)
+    assert fit.step_time is not None
+    assert fit.step_time.step_s(work) == pytest.approx(truth.step_s(work), rel=0.1)
+
+
 def test_slow_change_is_followed() -> None:
     fit = StepTimeFit()
     measure(fit, TRUTH, 400)

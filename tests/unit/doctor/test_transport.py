@@ -9,6 +9,7 @@ from pdray.doctor.transport import check_transport, device_pairs
 from tests.unit.doctor.conftest import MakePlan
 
 
+@pytest.mark.slow
 def test_what_ucx_uses_between_two_workers_is_tried(
     make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

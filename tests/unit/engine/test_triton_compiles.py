@@ -103,6 +103,7 @@ def kernels_of(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_kernels_fit_a_hopper_gpu() -> None:
     """All in one process: starting one takes as long as compiling some."""
     launched = [(shape, kernel) for shape in SHAPES for kernel in kernels_of(*shape)]

@@ -9,12 +9,15 @@ import pytest
 from pdray.cli.main import main
 from pdray.control.controller import ControlConfig, ControlPlane
 from pdray.core.errors import EventLogError
-from pdray.core.placement import Placement, Queued, Refusal
+from pdray.core.placement import MoveAsk, Placement, Queued, Refusal
+from pdray.core.request import WorkerId
 from pdray.core.snapshot import Role
 from pdray.core.step_time import StepTime
 from pdray.event_log.explain import explain
 from pdray.event_log.recorder import Recorder
+from pdray.policy.scaling.base import GroupCost, PoolSetup, ScalingSetup
 from tests.fleet_factories import make_ask, make_info, make_policy, make_snapshot
+from tests.scaling_factories import make_scaling_policy
 
 TIMES = StepTime(
     base_s=0.01, prefill_token_s=0.001, prefill_pair_s=0.0, decode_s=0.001, context_token_s=0.0
@@ -23,9 +26,21 @@ TIMES = StepTime(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two choices of one response are placed, another waits in the queue."""
+    """Two choices of one response are placed, another waits in the queue; between them pools are
+    looked at, and one decode asks for another worker."""
+    pool = PoolSetup(
+        name="decode",
+        role=Role.DECODE,
+        node_groups=("laptop",),
+        replicas=1,
+        policy=make_scaling_policy(targets={"kv_utilization": 0.5}),
+    )
+    scaling = ScalingSetup(
+        pools=(pool,), groups={"laptop": GroupCost(num_gpus=0.0, cost_per_hour=None)}
+    )
     control = ControlPlane(
-        ControlConfig(max_queued_requests=8, queue_timeout_s=5.0), make_policy("cost")
+        ControlConfig(max_queued_requests=8, queue_timeout_s=5.0, scaling=scaling),
+        make_policy("cost"),
     )
     recorder = Recorder(
         control, tmp_path, "app", life="1", max_bytes=10_000_000, unix_time=lambda: 0.0
@@ -37,6 +52,12 @@ def folder(tmp_path: Path) -> Path:
     ids = ("cmpl-1-0", "cmpl-1-1", *(f"other-{index}" for index in range(4)))
     answers = control.place("f", [make_ask(each, num_prompt_tokens=900) for each in ids], 1.0)
     assert isinstance(answers[-1], Queued)
+    control.scale(1.7e9, 1.0)
+    control.move(
+        "f",
+        [MoveAsk(request_id="cmpl-1-0", source_id=WorkerId("d"), max_total_tokens=910)],
+        1.5,
+    )
     control.place("f", [make_ask("cmpl-10-0", priority=-1)], 2.0)
     control.finished("f", ["cmpl-1-0"], 3.0)
     control.place("f", [make_ask("cmpl-2-0", num_prompt_tokens=5000)], 4.0)
@@ -92,3 +113,14 @@ def test_the_command_shows_both_tables(folder: Path, capsys: pytest.CaptureFixtu
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "r", "--log", str(tmp_path)]) == 1
     assert "pdray: no request 'r' in the event log" in capsys.readouterr().err
+
+
+def test_decisions_on_pools_can_be_read_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scaling", "explain", "--log", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "decode stays at 1: kv_utilization 0, target 0.5: 0.00 workers" in out
+    assert "1 take work, 0 start, 0 are warm" in out
+    assert main(["scaling", "explain", "--log", str(folder), "--changes"]) == 0
+    assert capsys.readouterr().out == ""

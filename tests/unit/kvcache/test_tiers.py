@@ -306,6 +306,7 @@ def test_a_full_disk_stops_the_writing_and_nothing_else(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_worker_leaves_its_blocks_to_the_next(tmp_path: Path) -> None:
     script = """
 import os, signal, sys

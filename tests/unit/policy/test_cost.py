@@ -180,3 +180,16 @@ def test_an_explanation_begins_with_the_choice_and_changes_nothing() -> None:
     costs = [candidate.cost for candidate in candidates]
     assert costs == sorted(costs)
     assert costs[0] == pytest.approx(candidates[0].cost)
+
+
+def test_a_mixed_worker_is_no_nearer_to_other_prefill_workers_than_its_node_group_is() -> None:
+    fleet = Fleet()
+    add(fleet, "m", Role.MIXED)
+    add(fleet, "p", Role.PREFILL)
+    add(fleet, "d", Role.DECODE)
+    link = LinkCost(source="laptop", latency_s=0.5, bytes_per_s=1e9, num_reads=9)
+    fleet.update(make_snapshot("d", step_time=times(), reads=(link,)), 0.0)
+    busy(fleet, "m", 1)
+    candidates = Cost(SLO).explain(fleet, make_ask(num_prompt_tokens=1000, max_tokens=50))
+    (from_p,) = [each for each in candidates if each.prefill_id == "p"]
+    assert from_p.decode_ids == ("d", "m")

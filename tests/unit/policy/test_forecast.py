@@ -41,6 +41,11 @@ def test_a_prompt_waits_for_the_tokens_before_it_in_steps_of_the_workers_budget(
     assert forecast.ttft_s == forecast.queue_s + forecast.compute_s
 
 
+def test_a_prompt_pays_for_every_step_that_it_needs() -> None:
+    forecast = forecast_prefill(worker_with(), make_ask(num_prompt_tokens=1025), 0, TIMES, ITL_S)
+    assert forecast.compute_s == pytest.approx(3 * 0.01 + 1025 * 0.001)
+
+
 def test_what_is_cached_is_not_computed() -> None:
     forecast = forecast_prefill(worker_with(), make_ask(num_prompt_tokens=100), 60, TIMES, ITL_S)
     assert forecast.compute_s == pytest.approx(0.01 + 40 * 0.001)
@@ -96,4 +101,5 @@ def test_a_phase_that_a_worker_has_not_run_is_as_on_others() -> None:
 @pytest.mark.parametrize(("num_tokens", "fits"), [(86, True), (87, False)])
 def test_a_prompt_fits_in_a_step_up_to_the_target(num_tokens: int, fits: bool) -> None:
     worker = worker_with(num_decoding=2)  # 10 ms, 4 ms for two, 86 ms left
-    assert fits_in_a_step(worker, 16 + num_tokens, 16, TIMES, ITL_S) is fits
+    decode = forecast_decode(worker, make_ask(num_prompt_tokens=16 + num_tokens), TIMES, 0.0)
+    assert fits_in_a_step(decode, 16 + num_tokens, 16, TIMES, ITL_S) is fits

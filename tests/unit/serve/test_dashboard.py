@@ -65,7 +65,7 @@ async def test_the_page_draws_pools_links_and_latencies(tmp_path: Path) -> None:
         "2.5 s P50 400 ms, target 2 s",
         "5 of 16; 2 queued",
         "75% short 25%",
-        "decode 1 of 2 ready",
+        "decode 1 of 2 ready wants 2: kv_utilization 0.95, target 0.85: 1.12 workers",
         "pdray-prefill-0-abc prefill · laptop · step 45 ms · prefix hits 50%",
         "prefill → decode",
         "12.3 MB/s",

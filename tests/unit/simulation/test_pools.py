@@ -8,18 +8,12 @@ import pytest
 
 from pdray.core.errors import ConfigError
 from pdray.core.mode import Mode
-from pdray.core.snapshot import Role
-from pdray.policy.scaling.base import GroupCost, PoolSetup, ScalingSetup
 from pdray.simulation.profile import Profile
 from pdray.simulation.result import SimulationResult
 from pdray.simulation.scaler import FixedCounts
 from pdray.simulation.scenario import GroupPlan
 from pdray.simulation.simulator import Simulator, simulate
-from tests.scaling_factories import make_rails, make_scaling_policy
-from tests.simulated import STEP_TIME, Plan, profile_of, request_of, scenario_of, worker_profile
-
-SLOW = {"step_time": replace(STEP_TIME, prefill_token_s=4e-4), "startup_s": (2.0,)}
-"""Prompts of 400 tokens take 0.17 s."""
+from tests.simulated import SLOW, Plan, profile_of, request_of, scaled, scenario_of, worker_profile
 
 
 def ready_at(result: SimulationResult, pool: str) -> list[tuple[float, int]]:
@@ -110,27 +104,8 @@ def test_a_scenario_that_the_profile_does_not_cover_is_refused() -> None:
 
 def test_the_control_planes_own_policies_scale_the_pools() -> None:
     crowd = [request_of(10.0 + 0.05 * number, 400, 20) for number in range(400)]
-    policies = {
-        role: make_scaling_policy(
-            make_rails(max_replicas=4, downscale_delay_s=10.0), role=role, look_back_period_s=2.0
-        )
-        for role in (Role.PREFILL, Role.DECODE)
-    }
-    base = scenario_of(crowd, {"prefill": 1, "decode": 1}, duration_s=200.0, worker=SLOW)
-    setup = ScalingSetup(
-        pools=tuple(
-            PoolSetup(
-                name=plan.name,
-                role=plan.role,
-                node_groups=("cpu",),
-                replicas=plan.num_workers,
-                policy=policies[plan.role],
-            )
-            for plan in base.pools
-        ),
-        groups={"cpu": GroupCost(num_gpus=1.0, cost_per_hour=None)},
-    )
-    result = simulate(replace(base, control=replace(base.control, scaling=setup)))
+    scenario = scenario_of(crowd, {"prefill": 1, "decode": 1}, duration_s=200.0, worker=SLOW)
+    result = simulate(scaled(scenario))
     assert result.num_complete == len(crowd)
     wanted = [size.num_wanted for size in result.sizes_of("prefill")]
     assert wanted[0] == wanted[-1] == 1

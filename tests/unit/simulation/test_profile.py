@@ -11,6 +11,14 @@ from pdray.core.errors import ConfigError
 from pdray.simulation.profile import parse_profile, profile_data
 from tests.simulated import profile_of, worker_profile
 
+NO_TIME = {
+    "base_s": 0.0,
+    "prefill_token_s": 1.0,
+    "prefill_pair_s": 0.0,
+    "decode_s": 0.0,
+    "context_token_s": 0.0,
+}
+
 
 def written() -> dict[str, Any]:
     data = profile_data(profile_of(worker_profile("prefill"), worker_profile("decode")))
@@ -32,6 +40,7 @@ def test_a_profile_comes_back_from_yaml_as_it_was() -> None:
         (lambda data: data["workers"][0].update(startup_s=[]), r"\$.workers\[0\].startup_s"),
         (lambda data: data["workers"][0].update(speed=1), "unknown field `speed`"),
         (lambda data: data["workers"][0]["step_time"].pop("base_s"), "missing.*`base_s`"),
+        (lambda data: data["workers"][0].update(step_time=NO_TIME), "prefill on cpu.*some time"),
         (lambda data: data["links"][0].update(bytes_per_s=0), r"\$.links\[0\].bytes_per_s"),
         (lambda data: data["workers"].append(data["workers"][0]), "twice: workers: prefill, cpu"),
         (lambda data: data.clear(), "missing"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from pdray.core.placement import WorkerAddress
+from pdray.core.snapshot import WorkerState
 from pdray.link.connection import Connection
 from pdray.link.messages import (
     Acknowledge,
     Cancel,
+    Draining,
     Failed,
     Offer,
     OfferReply,
@@ -218,3 +222,33 @@ async def test_a_prompt_decoded_here_is_cancelled_like_any_other(scene: Scene) -
     link, _ = await scene.frontend.receive(Tokens)
     link.send(Cancel(attempts=(("r", 1),)))
     await until(scene.is_empty)
+
+
+async def test_a_worker_that_drains_gives_back_what_it_has_not_begun(scene: Scene) -> None:
+    address = await scene.other.listen()
+    await submit(scene, address, request_id="begun")
+    link, offer = await scene.other.receive(Offer)
+    scene.worker._prefilling._lookahead_tokens = 0
+    await submit(scene, address, request_id="waits")
+    await until(lambda: len(scene.worker._prefilling._waiting) == 1)
+    draining = asyncio.create_task(scene.worker.drain(gives_back=True))
+    await scene.frontend.receive(Draining)
+    _, failed = await scene.frontend.receive(Failed)
+    assert (failed.request_id, failed.is_given_back) == ("waits", True)
+    await hand_off(scene, link, answer(link, offer))
+    assert await draining
+    await submit(scene, address, request_id="late")
+    _, failed = await scene.frontend.receive(Failed)
+    assert (failed.request_id, failed.is_given_back) == ("late", True)
+
+
+async def test_a_worker_that_drains_for_too_long_says_so(scene: Scene) -> None:
+    await submit(scene, scene.worker.info().address, max_tokens=400)
+    await scene.frontend.receive(Tokens)
+    draining = asyncio.create_task(scene.worker.drain())
+    await until(lambda: scene.worker.state is WorkerState.DRAINING)
+    draining_until = asyncio.create_task(scene.worker.drain(5.0))
+    await asyncio.sleep(0)
+    scene.clock.advance(5.0)
+    assert not await draining_until
+    assert not await draining

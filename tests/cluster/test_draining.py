@@ -1,0 +1,170 @@
+"""Workers that are told to go under running streams: by SIGTERM, and with their node."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pdray.cluster.launch import up
+from pdray.cluster.names import worker_name
+from pdray.core.request import WorkerId
+from tests.cluster.conftest import (
+    ClusterFrontend,
+    MakeConfig,
+    config_of,
+    processes_of,
+    until_ended,
+)
+from tests.local_cluster import num_migrated, num_placed_again
+from tests.served import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NUM_TOKENS = 900
+CONTROLLER = {"placement": "least_loaded", "worker_lease_s": 30.0, "unused_exit_s": 10.0}
+ENGINE = {"kv_cache_bytes": "4MiB", "num_threads": 1, "max_model_len": 1024}
+
+
+def pool_of(role: str, **more: object) -> dict[str, object]:
+    return {"role": role, "node_groups": ["laptop"], "engine": ENGINE} | more
+
+
+async def test_sigterm_moves_the_decodes_and_brings_the_next_worker(
+    make_config: MakeConfig,
+) -> None:
+    pools = {"prefill": pool_of("prefill"), "decode": pool_of("decode", replicas=2)}
+    config = make_config(pools=pools, controller=CONTROLLER)
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("undisturbed", max_tokens=NUM_TOKENS)
+        before = await frontend.client.status()
+        worker_ids = {(w.pool, w.index): w.worker_id for w in before.workers}
+        leaver_id = worker_ids["decode", 0]
+        assert leaver_id is not None
+        process = processes_of("app")[worker_name("app", config.generation, "decode", 0)]
+        answering = [
+            asyncio.create_task(frontend.generate(f"{i}", max_tokens=NUM_TOKENS)) for i in range(4)
+        ]
+        await until_it_decodes(frontend, leaver_id)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.gather(*answering) == [expected] * 4
+        assert num_placed_again(frontend.frontend) == 0
+        assert num_migrated(frontend.frontend) > 0
+        await until_ended([process])
+        after = await frontend.until(
+            lambda s: s.is_ready and ("decode", 0) not in {(w.pool, w.index) for w in s.workers}
+        )
+        now = {(w.pool, w.index): w.worker_id for w in after.workers}
+        assert now.keys() == {("prefill", 0), ("decode", 1), ("decode", 2)}
+        assert now["decode", 1] == worker_ids["decode", 1]
+        assert await frontend.generate("after", max_tokens=NUM_TOKENS) == expected
+
+
+async def test_a_node_that_ray_drains_is_left_by_its_streams_and_goes(
+    tiny_model_path: Path,
+) -> None:
+    folder = f"/tmp/pdray-node-{os.getpid()}"  # sockets in it: the path must be short
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "tests.cluster.test_draining", folder, str(tiny_model_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the node is gone" in done.stdout
+
+
+async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> None:
+    """In a process of its own, as only one Ray is known to each."""
+    config = config_of(
+        model_path,
+        "nodes",
+        node_groups={"laptop": {"resource": "steady"}, "lent": {"resource": "lent"}},
+        controller=CONTROLLER,
+        pools={
+            "prefill": pool_of("prefill"),
+            "decode": pool_of("decode"),
+            "spot": pool_of("decode", node_groups=["lent"]),
+        },
+    )
+    await asyncio.to_thread(up, config)
+    async with ClusterFrontend(config) as frontend:
+        expected = await frontend.generate("undisturbed", max_tokens=NUM_TOKENS)
+        (leaver_id,) = (
+            w.worker_id for w in (await frontend.client.status()).workers if w.pool == "spot"
+        )
+        assert leaver_id is not None
+        is_gone = asyncio.create_task(until_node_is_gone(leaver_node_id))
+        num_streams = 0
+        while not is_gone.done():
+            streams = [
+                frontend.generate(f"{num_streams + i}", max_tokens=NUM_TOKENS) for i in (0, 1)
+            ]
+            num_streams += 2
+            answering = [asyncio.ensure_future(each) for each in streams]
+            if num_streams == 4:
+                await until_it_decodes(frontend, leaver_id)
+                await asyncio.to_thread(drain_node, leaver_node_id, address)
+            assert await asyncio.gather(*answering) == [expected] * 2
+        assert num_placed_again(frontend.frontend) == 0
+        assert num_migrated(frontend.frontend) > 0
+        print(f"the node is gone after {num_streams} streams")
+
+
+async def until_it_decodes(frontend: ClusterFrontend, worker_id: WorkerId) -> None:
+    async with asyncio.timeout(20):
+        while not frontend.frontend.decoding_at(worker_id):
+            await asyncio.sleep(0.001)
+
+
+async def until_node_is_gone(node_id: str) -> None:
+    import ray
+
+    while any(n["Alive"] for n in ray.nodes() if n["NodeID"] == node_id):
+        await asyncio.sleep(0.2)
+
+
+def drain_node(node_id: str, address: str) -> None:
+    """What a cloud's notice becomes."""
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
+            *("--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+            *("--reason-message", "bought back", "--deadline-remaining-seconds", "60"),
+        ],
+        check=True,
+    )
+
+
+def main(folder: str, model_path: str) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    small = {"object_store_memory": 80 * 2**20}
+    cluster.add_node(
+        num_cpus=4, resources={"steady": 4}, include_dashboard=False, temp_dir=folder, **small
+    )
+    lent = cluster.add_node(num_cpus=2, resources={"lent": 1}, temp_dir=folder, **small)
+    ray.init(cluster.address, log_to_driver=False)
+    try:
+        asyncio.run(drain_a_node(lent.node_id, cluster.address, Path(model_path)))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
