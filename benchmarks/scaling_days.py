@@ -14,7 +14,7 @@ from pdray.config_yaml import read_yaml
 from pdray.core.slo import Slo
 from pdray.scaling_config import AutoscalingConfig
 from pdray.simulation.profile import Profile, parse_profile
-from pdray.simulation.replay import PoolUnderPolicy, control_config, pools_of, replay_scenario
+from pdray.simulation.replay import PoolUnderPolicy, control_of, pools_of, replay_scenario
 from pdray.simulation.result import SimulationResult
 from pdray.simulation.scaler import FixedCounts, Scaler
 from pdray.simulation.scenario import Scenario
@@ -129,7 +129,7 @@ class DayRuns:
         ]
         return replay_scenario(
             self.profile,
-            control_config(under, self.profile, slo),
+            control_of(under, self.profile, slo),
             self.requests,
             seed=self.seed,
             duration_s=self.day.duration_s,

@@ -12,13 +12,13 @@ from pathlib import Path
 from pdray.config import PdrayConfig, load_config
 from pdray.config_yaml import read_yaml
 from pdray.control.controller import ControlConfig
-from pdray.control_plane import control_config as control_config_of_file
+from pdray.control_plane import control_config
 from pdray.core.errors import ConfigError
 from pdray.core.slo import Slo
 from pdray.policy.scaling.base import ScalingSetup
 from pdray.scaling_config import AutoscalingConfig, load_policy
 from pdray.simulation.profile import Profile, parse_profile
-from pdray.simulation.replay import PoolUnderPolicy, control_config, pools_of, replay_scenario
+from pdray.simulation.replay import PoolUnderPolicy, control_of, pools_of, replay_scenario
 from pdray.simulation.report import Interval, intervals, rows_of
 from pdray.simulation.simulator import simulate
 from pdray.workload.day import Day, day_of, two_bursts
@@ -73,7 +73,7 @@ def _control(file: Path, profile: Profile, fixed: Mapping[str, int]) -> tuple[Co
         )
         for name, (role, groups) in pools.items()
     ]
-    return control_config(under, profile, slo), "cost"
+    return control_of(under, profile, slo), "cost"
 
 
 def _slo_of(policy: AutoscalingConfig) -> Slo:
@@ -85,7 +85,7 @@ def _slo_of(policy: AutoscalingConfig) -> Slo:
 
 def _of_config(config: PdrayConfig, profile: Profile, fixed: Mapping[str, int]) -> ControlConfig:
     _check_names(fixed, config.pools)
-    control = control_config_of_file(config)
+    control = control_config(config)
     assert control.scaling is not None
     pools = tuple(
         replace(each, policy=None, replicas=fixed[each.name]) if each.name in fixed else each

@@ -48,7 +48,7 @@ def pools_of(profile: Profile) -> dict[str, tuple[Role, tuple[str, ...]]]:
     return {name: (_role_named(name), tuple(found)) for name, found in groups.items()}
 
 
-def control_config(
+def control_of(
     pools: Iterable[PoolUnderPolicy], profile: Profile, slo: Slo, budget: Budget | None = None
 ) -> ControlConfig:
     """Of a control plane that has nothing but what policies need; soft where all pools do both

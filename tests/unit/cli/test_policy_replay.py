@@ -107,7 +107,7 @@ def test_a_day_is_made_of_a_trace_and_its_seed_alone(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def once(seed: str) -> str:
-        assert replay(folder, "--hours", "0.2", "--rps", "1", "--seed", seed) == 0
+        assert replay(folder, "--hours", "0.1", "--rps", "1", "--seed", seed) == 0
         return capsys.readouterr().out
 
     assert once("1") == once("1")
