@@ -51,7 +51,7 @@ PARTS: dict[str, set[str]] = {
     | {"transfer"},
     "profiling": {"core", "config", "doctor", "engine", "simulation", "transfer", "worker"},
     "cli": {"core", "config", "event_log", "model_source", "cluster", "doctor", "frontend"}
-    | {"policy", "profiling", "serve", "simulation"},
+    | {"control", "control_plane", "policy", "profiling", "serve", "simulation", "workload"},
     "__main__": {"cli"},
     "__init__": set(),
 }

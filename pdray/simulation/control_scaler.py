@@ -7,8 +7,6 @@ from pdray.core.scaling import PlaceCounts, TimedDecision
 
 from .pools import SimulatedPools
 
-LOOK_S = 0.5
-
 
 class ControlScaler:
     """``unix_time``: seconds since 1970 at the simulation's start, for policies with a schedule."""
@@ -22,7 +20,7 @@ class ControlScaler:
         """Those that changed something."""
 
     def look(self, now: float) -> None:
-        """To be called every LOOK_S."""
+        """To be called at least as often as policies want to look."""
         for pool in self._pools.plans:
             counts = self._pools.counts(pool)
             if self._told.get(pool) != counts:

@@ -18,7 +18,7 @@ from pdray.core.snapshot import WorkerInfo
 from pdray.policy.placement import PLACEMENT
 from pdray.workload.request import WorkloadRequest
 
-from .control_scaler import LOOK_S, ControlScaler
+from .control_scaler import ControlScaler
 from .gaps import GapCounts
 from .kv_blocks import PIECE_TOKENS
 from .pools import SimulatedPools
@@ -321,7 +321,7 @@ class Simulator:
         elif self._scenario.control.scaling is not None:
             self._control_scaler.look(now)
             self._deliver()
-            self.timeline.after(LOOK_S, self._scale)
+            self.timeline.after(self._scenario.scaler_every_s, self._scale)
 
     def _view(self) -> ScalingView:
         return ScalingView(

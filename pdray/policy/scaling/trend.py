@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_LEVEL_S = 30.0
-_TREND_S = 300.0
+_LEVEL_S = 60.0
+_TREND_S = 600.0
 _SPREAD_S = 300.0
-_NUM_DEVIATIONS = 1.0
+_NUM_DEVIATIONS = 2.0
 """Above the expected value: too few workers cost more than too many."""
 
 
