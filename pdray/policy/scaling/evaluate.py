@@ -15,6 +15,8 @@ from .trend import Trend, follow, foretell
 
 UNKNOWN_STARTUP_S = 60.0
 _EPSILON = 1e-6
+_NOBODY = 0.05
+"""Of a worker: a forecast of less is what is left of a load that has gone, and nobody needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +51,13 @@ def evaluate(
     if blind := _blind(view, memory):
         return _hold(readings, memory, blind), memory
     demand = _demand(view, readings)
-    memory = _remember(policy, memory, readings, demand, now)
+    memory = _remember(view, policy, memory, readings, demand, now)
     aggregated = _aggregate(policy.aggregation, [each for _, each in memory.demands])
     floor = float(scheduled_floor(policy.schedule, unix_time))
     if policy.is_predictive and memory.trend is not None:
         startup_s = view.places.startup_s or UNKNOWN_STARTUP_S
-        floor = max(floor, foretell(memory.trend, startup_s + policy.metrics_interval_s))
+        foretold = foretell(memory.trend, startup_s + policy.metrics_interval_s)
+        floor = max(floor, foretold if foretold > _NOBODY else 0.0)
     wish = Wish(
         workers=max(aggregated + view.num_lent, 0.0),
         floor=math.ceil(floor - _EPSILON),
@@ -102,6 +105,7 @@ def _demand(view: PoolView, readings: tuple[Reading, ...]) -> float:
 
 
 def _remember(
+    view: PoolView,
     policy: ScalingPolicy,
     memory: PolicyMemory,
     readings: tuple[Reading, ...],
@@ -110,6 +114,8 @@ def _remember(
 ) -> PolicyMemory:
     kept = tuple(each for each in memory.demands if each[0] > now - policy.look_back_period_s)
     loads = [reading.workers for reading in readings if reading.signal in LOADS]
+    if not view.workers:
+        loads = [0.0]
     trend = follow(memory.trend, max(loads), now) if loads else memory.trend
     return replace(memory, demands=(*kept, (now, demand)), trend=trend)
 

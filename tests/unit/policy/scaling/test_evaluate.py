@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +85,18 @@ def test_a_rising_load_raises_the_floor_before_the_demand_does() -> None:
     assert foretold.floor > foretold.demand + 0.5
     assert run(policy, still)[-1].floor == pytest.approx(1.0, abs=0.01)
     assert run(make_scaling_policy(targets=KV), rising)[-1].floor == 0.0
+
+
+def test_a_load_that_has_gone_is_foretold_no_more_and_brings_no_worker_back() -> None:
+    policy = make_scaling_policy(make_rails(min_replicas=0), targets=KV, is_predictive=True)
+    busy, idle, none = at(0.5), at(0.0), Pool(workers=())
+    memory, targets = PolicyMemory(target=1), []
+    for now, pool in enumerate([busy] * 300 + [idle] * 3600 + [none] * 300):
+        evaluation, memory = evaluate(pool.view, policy, memory, 0.0, float(now))
+        memory = replace(memory, target=evaluation.desired)
+        targets.append(evaluation.desired)
+    assert targets[299] == 1
+    assert set(targets[-400:]) == {0}
 
 
 MONDAY_8_UTC = 1_700_467_200.0  # 2023-11-20
