@@ -299,8 +299,8 @@ class ControlPlane:
         return {} if self._autoscaler is None else self._autoscaler.desired
 
     def limits(self) -> ServingLimits | None:
-        """None until there was a worker for each of the phases."""
-        return self._fleet.limits()
+        """None while no request can be placed, nor brings the workers that it needs."""
+        return self._fleet.limits() if self.can_place else None
 
     def find_target(self, source: WorkerInfo | None, ask: MoveAsk) -> WorkerAddress | None:
         """Who could go on with a decode of another generation's, whose worker is not known here

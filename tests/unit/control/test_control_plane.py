@@ -311,13 +311,9 @@ def test_the_limits_of_one_phase_are_those_of_its_workers(phases: Role) -> None:
     control = one_phase(phases)
     assert control.limits() == serving_limits(1000)
     assert control.can_place
-
-
-def test_the_limits_of_workers_that_have_gone_hold_until_others_come() -> None:
-    control = one_phase(Role.PREFILL)
     for worker_id in ("a", "b"):
         control.worker_left(WorkerId(worker_id), 0.0)
-    assert control.limits() == serving_limits(1000)
+    assert control.limits() is None
     assert not control.can_place
 
 
