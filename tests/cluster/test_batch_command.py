@@ -130,6 +130,8 @@ def test_an_interrupted_batch_goes_on_where_it_was(make_batch: MakeBatch) -> Non
 
 
 def test_it_runs_unchanged_as_a_ray_job(make_batch: MakeBatch) -> None:
+    """Before any test that starts the session's own Ray, whose agent has the one port that a job's
+    agent listens on."""
     batch = make_batch(8)
     ray_folder = Path(f"/tmp/pdray-job-{os.getpid()}")  # sockets in it: the path must be short
     command = [sys.executable, "-c", JOB_SCRIPT, str(ray_folder), *batch.command]
