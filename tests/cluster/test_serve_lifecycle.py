@@ -89,9 +89,10 @@ async def text_of(client: httpx.AsyncClient, max_tokens: int) -> str:
     text, finish_reason = "", None
     async with client.stream("POST", "completions", json=body) as answer:
         assert answer.status_code == 200, await answer.aread()
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+        # Not by httpx's lines, which end at characters that this model may say as well.
+        for line in (await answer.aread()).split(b"\n"):
+            if line.startswith(b"data: {"):
+                (choice,) = json.loads(line.removeprefix(b"data: "))["choices"]
                 text += choice["text"]
                 finish_reason = choice["finish_reason"]
     assert finish_reason == "length"
