@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -78,7 +79,7 @@ def _pool(role: str, **more: object) -> dict[str, object]:
 
 
 def rungs() -> dict[str, Rung]:
-    decode = {"phase": "decode", "prompt_tokens": 32, "max_tokens": 256}
+    decoding = partial(Rung, roles=None, phase="decode", prompt_tokens=32, max_tokens=256)
     return {
         "role flip": Rung(
             pools={"prefill": _pool("prefill"), "decode": _pool("decode", replicas=2)},
@@ -87,18 +88,14 @@ def rungs() -> dict[str, Rung]:
             prompt_tokens=1500,
             max_tokens=4,
         ),
-        "standby": Rung(
+        "standby": decoding(
             pools={
                 "prefill": _pool("prefill"),
                 "decode": _pool("decode", autoscaling=_POLICY | {"standby_replicas": 1}),
-            },
-            roles=None,
-            **decode,  # type: ignore[arg-type]
+            }
         ),
-        "new worker": Rung(
-            pools={"prefill": _pool("prefill"), "decode": _pool("decode", autoscaling=_POLICY)},
-            roles=None,
-            **decode,  # type: ignore[arg-type]
+        "new worker": decoding(
+            pools={"prefill": _pool("prefill"), "decode": _pool("decode", autoscaling=_POLICY)}
         ),
     }
 

@@ -84,9 +84,8 @@ PLACES: dict[str, set[str]] = {
     "torch": {
         "demo_model.py",
         "doctor/visible_gpus.py",
-        "doctor/read_probe.py",
+        "doctor/probe_worker.py",
         "kv_memory.py",
-        "profiling/link_probe.py",
         "kvcache/block_copy.py",
         "kvcache/block_kernels.py",
         "kvcache/staging.py",

@@ -45,7 +45,7 @@ class PoolScaling:
         self, fleet: Fleet, slo: Slo, queue: tuple[int, int], requests_per_s: float
     ) -> PoolView:
         """``queue``: requests, and tokens of their prompts."""
-        own = [record for record in self._own(fleet) if not record.is_draining]
+        own = self._staying(fleet)
         active = [record for record in own if not record.is_standby]
         workers = [record for record in self._with_role(fleet) if record.is_ready]
         num_foreign = sum(record.info.pool != self.setup.name for record in workers)
@@ -74,7 +74,7 @@ class PoolScaling:
         policy = self.acting_policy
         if policy is None or not policy.standby_replicas:
             return
-        own = [record for record in self._own(fleet) if not record.is_draining]
+        own = self._staying(fleet)
         # Those that have work keep it; a standby was idle before.
         own.sort(key=lambda record: (record.is_standby, -_work_left(record)[0], record.number))
         for place, record in enumerate(own):
@@ -95,13 +95,16 @@ class PoolScaling:
         )
 
     def _leave_first(self, fleet: Fleet) -> tuple[WorkerId, ...]:
-        own = [record for record in self._own(fleet) if not record.is_draining]
+        own = self._staying(fleet)
         own.sort(key=lambda record: (not record.is_standby, *_work_left(record), -record.number))
         return tuple(record.info.worker_id for record in own)
 
     def _own(self, fleet: Fleet) -> Iterator[WorkerRecord]:
         name = self.setup.name
         return (record for record in fleet.workers() if record.info.pool == name)
+
+    def _staying(self, fleet: Fleet) -> list[WorkerRecord]:
+        return [record for record in self._own(fleet) if not record.is_draining]
 
     def _with_role(self, fleet: Fleet) -> Iterator[WorkerRecord]:
         """Of this pool, and those of others that have got its role."""

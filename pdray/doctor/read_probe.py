@@ -10,21 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from pdray.core.errors import TransferError
-from pdray.transfer import create_transport
-from pdray.transfer.base import KVRegion
-from pdray.transfer.transfer_thread import TransferThread
-
-if TYPE_CHECKING:
-    import torch
+from pdray.doctor.probe_worker import probe_worker
 
 NUM_BLOCKS = 64
 BLOCK_BYTES = 2**20
@@ -62,7 +54,7 @@ def main(folder: Path, owner_device: str, reader_device: str) -> None:
 
 
 def _lend(reader: Connection, device: str) -> ProbeReport:
-    with _worker("owner", device, fill=_MARK) as (thread, _):
+    with probe_worker("owner", device, NUM_BLOCKS, BLOCK_BYTES, fill=_MARK) as (thread, _):
         thread.begin_lending()
         reader.send(thread.describe())
         report = reader.recv()
@@ -72,7 +64,7 @@ def _lend(reader: Connection, device: str) -> ProbeReport:
 
 def _read(owner: Connection, device: str) -> None:
     try:
-        with _worker("reader", device, fill=0) as (thread, memory):
+        with probe_worker("reader", device, NUM_BLOCKS, BLOCK_BYTES, fill=0) as (thread, memory):
             thread.add_peer("owner", owner.recv()).result(_PATIENCE_S)
             # The first read makes the connection, as when workers meet.
             thread.pull("owner", [0], [0]).result(_PATIENCE_S)
@@ -84,28 +76,6 @@ def _read(owner: Connection, device: str) -> None:
         owner.send(ProbeReport(failure=str(error) or f"nothing was read within {_PATIENCE_S:g} s"))
         return
     owner.send(ProbeReport(num_bytes=pulled.num_bytes, read_s=pulled.transfer_s))
-
-
-@contextmanager
-def _worker(name: str, device: str, *, fill: int) -> Iterator[tuple[TransferThread, torch.Tensor]]:
-    """One over memory that is really there, as a worker's KV is when it starts."""
-    import torch
-
-    memory = torch.full((NUM_BLOCKS, BLOCK_BYTES), fill, dtype=torch.uint8, device=device)
-    if memory.is_cuda:
-        torch.cuda.synchronize(memory.device)
-    region = KVRegion(
-        address=memory.data_ptr(),
-        num_blocks=NUM_BLOCKS,
-        block_bytes=BLOCK_BYTES,
-        device_id=memory.device.index,
-    )
-    thread = TransferThread(lambda: create_transport("nixl", name, region))
-    thread.start()
-    try:
-        yield thread, memory
-    finally:
-        thread.stop(drain_s=0.1)
 
 
 if __name__ == "__main__":

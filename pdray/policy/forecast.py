@@ -76,6 +76,11 @@ def step_time_of(worker: WorkerView, stand_in: StepTime = UNMEASURED) -> StepTim
     )
 
 
+def queued_prompts_s(worker: WorkerView) -> float:
+    """What its prompts that wait would take it."""
+    return worker.prefill_backlog_tokens * step_time_of(worker).prefill_token_s
+
+
 def forecast_prefill(
     worker: WorkerView, ask: PlacementAsk, num_cached_tokens: int, step_time: StepTime, itl_s: float
 ) -> PrefillForecast:

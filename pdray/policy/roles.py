@@ -11,7 +11,7 @@ from pdray.core.slo import Slo
 from pdray.core.snapshot import FleetView, Role, WorkerView
 from pdray.core.step_time import StepWork
 
-from .forecast import step_time_of
+from .forecast import queued_prompts_s, step_time_of
 
 HOLD_S = 2.0
 """A need shorter than this is over before a flip would help."""
@@ -66,10 +66,7 @@ def choose_flip(
 
 def prefill_pressure(workers: Sequence[WorkerView], slo: Slo) -> float:
     """The mean queue in seconds, as a part of the TTFT that is promised."""
-    seconds = [
-        worker.prefill_backlog_tokens * step_time_of(worker).prefill_token_s for worker in workers
-    ]
-    return sum(seconds) / len(seconds) / slo.ttft_s
+    return sum(map(queued_prompts_s, workers)) / len(workers) / slo.ttft_s
 
 
 def decode_pressure(workers: Sequence[WorkerView], slo: Slo) -> float:

@@ -14,7 +14,7 @@ from pdray.core.registry import Registry
 from pdray.core.scaling import Reading
 from pdray.core.snapshot import Role, WorkerView
 from pdray.core.step_time import StepTime
-from pdray.policy.forecast import UNMEASURED, step_time_of
+from pdray.policy.forecast import UNMEASURED, queued_prompts_s, step_time_of
 from pdray.policy.scaling.base import PoolView
 
 _BUSY_BACKLOG = 0.1
@@ -83,10 +83,7 @@ def _per_worker(view: PoolView, target: float, total: float) -> Measured:
 @SIGNALS.register("prefill_backlog")
 def prefill_backlog(view: PoolView, target: float) -> Measured:
     """Seconds of prompts that wait, for each worker; the target is a share of the TTFT."""
-    total_s = sum(
-        worker.prefill_backlog_tokens * step_time_of(worker).prefill_token_s
-        for worker in view.workers
-    )
+    total_s = sum(map(queued_prompts_s, view.workers))
     # Requests that wait elsewhere may wait for decode workers: then more prefill is no help.
     if total_s / len(view.workers) > _BUSY_BACKLOG * view.slo.ttft_s:
         total_s += view.queued_tokens * _mean_step_time(view).prefill_token_s

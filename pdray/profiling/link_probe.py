@@ -5,14 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from pdray.core.errors import TransferError
 from pdray.core.link_cost import LinkCost, LinkFit
-from pdray.transfer import create_transport
-from pdray.transfer.base import KVRegion
+from pdray.doctor.probe_worker import probe_worker
 from pdray.transfer.transfer_thread import TransferThread
 
 _NUM_BLOCKS = 256
@@ -31,7 +28,7 @@ def probe_link(owner_device: str, reader_device: str, block_bytes: int, seconds:
     reader.start()
     theirs.close()
     try:
-        with _worker("owner", owner_device, block_bytes) as thread:
+        with probe_worker("owner", owner_device, _NUM_BLOCKS, block_bytes, fill=1) as (thread, _):
             thread.begin_lending()
             ours.send(thread.describe())
             found = ours.recv()
@@ -51,7 +48,7 @@ def probe_link(owner_device: str, reader_device: str, block_bytes: int, seconds:
 def _read(pipe: Connection, device: str, block_bytes: int, seconds: float) -> None:
     """In the child."""
     try:
-        with _worker("reader", device, block_bytes) as thread:
+        with probe_worker("reader", device, _NUM_BLOCKS, block_bytes, fill=1) as (thread, _):
             thread.add_peer("owner", pipe.recv()).result(_PATIENCE_S)
             # The first read makes the connection, as when workers meet.
             thread.pull("owner", [0], [0]).result(_PATIENCE_S)
@@ -74,25 +71,3 @@ def _time_reads(thread: TransferThread, seconds: float) -> LinkCost:
         fit.add(report.num_bytes, report.transfer_s)
         cost = fit.cost()
     return cost
-
-
-@contextmanager
-def _worker(name: str, device: str, block_bytes: int) -> Iterator[TransferThread]:
-    """One over memory that is really there, as a worker's KV is when it starts."""
-    import torch
-
-    memory = torch.full((_NUM_BLOCKS, block_bytes), 1, dtype=torch.uint8, device=device)
-    if memory.is_cuda:
-        torch.cuda.synchronize(memory.device)
-    region = KVRegion(
-        address=memory.data_ptr(),
-        num_blocks=_NUM_BLOCKS,
-        block_bytes=block_bytes,
-        device_id=memory.device.index,
-    )
-    thread = TransferThread(lambda: create_transport("nixl", name, region))
-    thread.start()
-    try:
-        yield thread
-    finally:
-        thread.stop(drain_s=0.1)
