@@ -11,9 +11,12 @@ from pdray.policy.scaling.base import PoolView, ScalingSetup
 from pdray.policy.scaling.budget import PoolWish, fit_budget
 from pdray.policy.scaling.evaluate import Evaluation, evaluate
 
-from .arrival_rate import ArrivalRate
+from .decaying_sum import DecayingSum
 from .fleet import Fleet
 from .pool_scaling import PoolScaling
+
+_LATELY_S = 30.0
+"""Of which arrivals a second are told."""
 
 
 class Autoscaler:
@@ -23,10 +26,10 @@ class Autoscaler:
         self._fleet = fleet
         self._setup = setup
         self._pools = {each.name: PoolScaling(each, setup.pools) for each in setup.pools}
-        self._arrivals = ArrivalRate()
+        self._arrivals = DecayingSum(_LATELY_S)
 
     def arrived(self, num_requests: int, now: float) -> None:
-        self._arrivals.arrived(num_requests, now)
+        self._arrivals.add(num_requests / _LATELY_S, now)
 
     def places_told(self, pool: str, places: PlaceCounts) -> None:
         self._pools[pool].places = places
@@ -50,7 +53,7 @@ class Autoscaler:
             if policy is not None and scaling.is_due(now):
                 scaling.looked_at = now
                 queue = (num_queued, queued_tokens)
-                view = scaling.view(self._fleet, policy.slo, queue, self._arrivals.per_s(now))
+                view = scaling.view(self._fleet, policy.slo, queue, self._arrivals.at(now))
                 evaluation, scaling.memory = evaluate(view, policy, scaling.memory, unix_time, now)
                 evaluated[name] = view, evaluation
         allowed = fit_budget(self._wishes(evaluated), self._setup.budget)

@@ -8,6 +8,7 @@ from itertools import islice
 
 from pdray.core.request import WorkerId
 
+from .decaying_sum import DecayingSum
 from .worker_record import WorkerRecord
 
 _MEMORY_S = 60.0
@@ -28,9 +29,8 @@ class PromptShare:
     that goes to one of the others is not disturbed."""
 
     def __init__(self) -> None:
-        self._compute_s = 0.0
+        self._compute_s = DecayingSum(_MEMORY_S)
         self._since: float | None = None
-        self._rated_at = 0.0
         self._load = 0.0
         self._chosen: frozenset[WorkerId] = frozenset()
         self.spared: tuple[WorkerId, ...] = ()
@@ -38,15 +38,13 @@ class PromptShare:
 
     def placed(self, compute_s: float, now: float) -> None:
         """A prompt that takes so long."""
-        self._age(now)
-        self._compute_s += compute_s
+        self._compute_s.add(compute_s, now)
         if self._since is None:
             self._since = now
 
     def settle(self, by_fullness: Iterable[WorkerRecord], num_workers: int, now: float) -> None:
         """Who computes prompts from now on; ``by_fullness`` has all who may, the least full
         first."""
-        self._age(now)
         busy = self._num_busy(now)
         count = min(math.ceil(busy / _MAX_LOAD), num_workers)
         self._load = min(busy / count, _MAX_LOAD) if count else 0.0
@@ -67,14 +65,10 @@ class PromptShare:
         records.sort(key=lambda record: (record.fullness, record.number))
         return (record.info.worker_id for record in records[:_NUM_SPARED])
 
-    def _age(self, now: float) -> None:
-        self._compute_s *= math.exp((self._rated_at - now) / _MEMORY_S)
-        self._rated_at = now
-
     def _num_busy(self, now: float) -> float:
         """Workers that the prompts of late kept busy; of a young memory for as long as it is."""
         if self._since is None:
             return 0.0
         age_s = max(now - self._since, _YOUNGEST_S)
-        busy = self._compute_s / (_MEMORY_S * -math.expm1(-age_s / _MEMORY_S))
+        busy = self._compute_s.at(now) / (_MEMORY_S * -math.expm1(-age_s / _MEMORY_S))
         return busy if busy >= _LEAST_BUSY else 0.0

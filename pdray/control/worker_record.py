@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import NamedTuple
 
 from pdray.core.snapshot import WorkerInfo, WorkerSnapshot, WorkerState
 from pdray.core.step_time import StepTime
+
+from .decaying_sum import DecayingSum
 
 # A placement travels to the frontend and on to the worker: a snapshot that arrives sooner
 # after it than this does not count it yet.
@@ -44,8 +45,7 @@ class WorkerRecord:
         self._unseen: deque[tuple[float, int]] = deque()
         self.prompt_load = 0.0
         """The share of its time that prompts took of late."""
-        self._prefill_tokens_per_s = 0.0
-        self._rated_at = now
+        self._prefill_tokens_per_s = DecayingSum(_LATELY_S)
 
     @property
     def is_ready(self) -> bool:
@@ -75,14 +75,12 @@ class WorkerRecord:
     def add_prefill(self, num_tokens: int, now: float) -> None:
         self._unseen.append((now, num_tokens))
         self.prefill_backlog_tokens += num_tokens
-        self._rate(now, num_tokens)
+        self._prefill_tokens_per_s.add(num_tokens / _LATELY_S, now)
+        self._rate(now)
 
-    def _rate(self, now: float, num_new_tokens: int = 0) -> None:
-        self._prefill_tokens_per_s *= math.exp((self._rated_at - now) / _LATELY_S)
-        self._prefill_tokens_per_s += num_new_tokens / _LATELY_S
-        self._rated_at = now
+    def _rate(self, now: float) -> None:
         token_s = 0.0 if self.step_time is None else self.step_time.prefill_token_s
-        self.prompt_load = self._prefill_tokens_per_s * token_s
+        self.prompt_load = self._prefill_tokens_per_s.at(now) * token_s
 
     def check_integrity(self, booked: Booked) -> None:
         assert self.prefill_backlog_tokens == self._count_backlog(), self.info.worker_id
