@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,6 +18,17 @@ class Recorder(Protocol):
         """May run the action several times. What it returns does it again, with what lies in
         the same tensors then. Raises RuntimeError for an action that waits for the device, or
         that depends on the numbers in its tensors in another way than by computing with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A graph reads and writes addresses: the action keeps the tensors that lie there."""
+
+    graph: torch.cuda.CUDAGraph
+    action: Action
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 class CudaRecorder:
@@ -34,7 +46,7 @@ class CudaRecorder:
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             action()
-        return graph.replay
+        return _Recording(graph, action)
 
     def _warm_up(self, action: Action) -> None:
         """Kernels are compiled and libraries make their workspaces on first use, which cannot be
