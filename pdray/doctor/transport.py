@@ -21,6 +21,7 @@ from pdray.doctor.ucx_log import ReadPath, errors_in, read_paths
 from pdray.doctor.visible_gpus import num_gpus
 
 _TIMEOUT_S = 120.0
+_IPC_READS = "UCX_CUDA_IPC_ENABLE_GET_ZCOPY"
 
 
 def check_transport(plan: LocalPlan) -> Iterator[Finding]:
@@ -114,7 +115,6 @@ def _tcp_remedy(settings: Mapping[str, str], *, is_on_host: bool) -> str:
             "workers of one user in one container, or containers with --pid=host; in a container "
             "--cap-add SYS_PTRACE; `sysctl kernel.yama.ptrace_scope` should be 0 or 1"
         )
-    return (
-        "without NVLink UCX_CUDA_IPC_ENABLE_GET_ZCOPY=on in every worker's environment; else "
-        "workers in one container, or containers with --ipc=host --pid=host"
-    )
+    if settings.get(_IPC_READS, "on") != "on":
+        return f"take {_IPC_READS} out of the environment: without NVLink GPUs need it to be on"
+    return "workers in one container, or containers with --ipc=host --pid=host"
