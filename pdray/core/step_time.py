@@ -45,17 +45,21 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds for every step, and for each of what is in it; none is negative."""
+    """Seconds for every step, and for each of what is in it; none is negative. ``prefill_base_s``:
+    for a step that has prompts in it at all, where steps of decodes alone are repeated from
+    recordings."""
 
     base_s: float
     prefill_token_s: float
     prefill_pair_s: float
     decode_s: float
     context_token_s: float
+    prefill_base_s: float = 0.0
 
     def step_s(self, work: StepWork) -> float:
         return (
             self.base_s
+            + (self.prefill_base_s if work.num_prefill_tokens else 0.0)
             + self.prefill_token_s * work.num_prefill_tokens
             + self.prefill_pair_s * work.num_prefill_pairs
             + self.decode_s * work.num_decodes
@@ -67,7 +71,8 @@ class StepTime:
         return self.base_s + self.decode_s * num_decodes + self.context_token_s * num_context_tokens
 
     def chunk_s(self, start: int, num_tokens: int) -> float:
-        """What a prompt's tokens at positions [start, start + num_tokens) add to a step."""
+        """What a prompt's tokens at positions [start, start + num_tokens) add to a step that has
+        prompts in it."""
         mean_pairs = start + (num_tokens + 1) / 2
         return (self.prefill_token_s + self.prefill_pair_s * mean_pairs) * num_tokens
 
@@ -76,6 +81,8 @@ class StepTime:
         join a step with ``work`` in it before that takes longer than ``seconds``; 0 where it does
         already."""
         left_s = seconds - self.step_s(work)
+        if work.num_prefill_tokens == 0:
+            left_s -= self.prefill_base_s
         if left_s <= 0.0:
             return 0
         # pair_s / 2 * n^2 + token_s * n = left_s, of which the positive root.

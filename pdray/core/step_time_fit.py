@@ -21,19 +21,22 @@ _MAX_SURPRISE = 1.6
 _NUM_BELIEVED = 8
 _NUM_RATIOS = 256
 _HIGH_PERCENTILE = 0.99
-# How strongly a part stays what it was, where steps tell nothing else: the part that every step has
-# most of all, so that what always comes with it is the others', which is the careful guess for
-# whoever wants to add more of them.
-_STAY = (1e-3, 1e-7, 1e-5, 1e-6, 1e-5)
+# How strongly a part stays what it was, where steps tell nothing else: the parts that every step
+# has, and every one with prompts, most of all, so that what always comes with them is the others',
+# which is the careful guess for whoever wants to add more of these.
+_STAY = (1e-3, 1e-7, 1e-5, 1e-6, 1e-5, 1e-3)
 _NUM_PARTS = len(_STAY)
 
-_Row = tuple[float, float, float, float, float]
+_Row = tuple[float, float, float, float, float, float]
 
 
 class StepTimeFit:
     """``add`` every step, in order; costs some microseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, records_decodes: bool = False) -> None:
+        """``records_decodes``: steps of decodes alone are repeated from recordings, and so cost
+        less than what all others do whatever is in them."""
+        self._records_decodes = records_decodes
         self._parts = [0.0] * _NUM_PARTS
         self._products = [[0.0] * _NUM_PARTS for _ in range(_NUM_PARTS)]
         self._targets = [0.0] * _NUM_PARTS
@@ -68,7 +71,7 @@ class StepTimeFit:
         self._num_steps[has_prompts] += 1
         if self._num_steps[has_prompts] <= _NUM_COLD or step_s <= 0.0:
             return
-        row = _row_of(work)
+        row = self._row_of(work)
         if foretold_s is not None and self.knows(prompts=has_prompts):
             ratio = step_s / foretold_s
             if not 1 / _MAX_SURPRISE <= ratio <= _MAX_SURPRISE:
@@ -118,14 +121,15 @@ class StepTimeFit:
             prefill_pair_s=parts[2],
             decode_s=parts[3],
             context_token_s=parts[4],
+            prefill_base_s=parts[5],
         )
 
-
-def _row_of(work: StepWork) -> _Row:
-    return (
-        1.0,
-        float(work.num_prefill_tokens),
-        float(work.num_prefill_pairs),
-        float(work.num_decodes),
-        float(work.num_context_tokens),
-    )
+    def _row_of(self, work: StepWork) -> _Row:
+        return (
+            1.0,
+            float(work.num_prefill_tokens),
+            float(work.num_prefill_pairs),
+            float(work.num_decodes),
+            float(work.num_context_tokens),
+            float(self._records_decodes and work.num_prefill_tokens > 0),
+        )

@@ -97,7 +97,8 @@ class Engine:
             prefix_cache=self.prefix_cache,
             max_chunk=config.max_tokens_per_step,
         )
-        self._fit = StepTimeFit()
+        self.records_decodes = recorder is not None
+        self._fit = StepTimeFit(records_decodes=self.records_decodes)
         self._scheduler = Scheduler(
             self._blocks,
             StepBudget(

@@ -68,7 +68,8 @@ class StepBudget:
         assert step_time is not None, "it knows"
         context_tokens = decodes.num_context_tokens / decodes.num_decodes
         each_s = step_time.decode_s + step_time.context_token_s * context_tokens
-        left_s = self._limit_s() - step_time.base_s - step_time.prefill_token_s * FLOOR_TOKENS
+        floor_s = step_time.prefill_base_s + step_time.prefill_token_s * FLOOR_TOKENS
+        left_s = self._limit_s() - step_time.base_s - floor_s
         if left_s < each_s or each_s * self.max_batch_size <= left_s:
             return self.max_batch_size
         return int(left_s / each_s)

@@ -73,6 +73,7 @@ def step_time_of(worker: WorkerView, stand_in: StepTime = UNMEASURED) -> StepTim
         prefill_pair_s=own.prefill_pair_s if has_prefilled else stand_in.prefill_pair_s,
         decode_s=stand_in.decode_s if has_prefilled else own.decode_s,
         context_token_s=stand_in.context_token_s if has_prefilled else own.context_token_s,
+        prefill_base_s=own.prefill_base_s,
     )
 
 
@@ -86,7 +87,8 @@ def forecast_prefill(
 ) -> PrefillForecast:
     """Beside decodes, prompts get what these leave of a step as long as ``itl_s``. Not all of the
     prompt is cached."""
-    base_s, max_chunk = step_time.base_s, worker.info.max_tokens_per_step
+    base_s = step_time.base_s + step_time.prefill_base_s
+    max_chunk = worker.info.max_tokens_per_step
     backlog = worker.prefill_backlog_tokens
     queue_s = backlog * step_time.prefill_token_s - (-backlog // max_chunk) * base_s
     num_uncached = ask.num_prompt_tokens - num_cached_tokens
@@ -130,4 +132,5 @@ def fits_in_a_step(
     """Whether the rest of a prompt can be computed in one step beside all that decodes on this
     worker, within the time that a step may take."""
     num_uncached = num_prompt_tokens - num_cached_tokens
-    return decode.step_s + step_time.chunk_s(num_cached_tokens, num_uncached) <= itl_s
+    chunk_s = step_time.prefill_base_s + step_time.chunk_s(num_cached_tokens, num_uncached)
+    return decode.step_s + chunk_s <= itl_s

@@ -16,8 +16,10 @@ from pdray.engine.outputs import StepOutput
 from pdray.engine.sequence import Sequence
 
 MIN_STEPS = 60
-_STEPS_PER_SIZE = 25
-"""Before the batch is to have another size."""
+_STEPS_PER_BATCH = 25
+"""Before there is another one: with prompts at first, and of decodes alone then."""
+_PROMPT_STEPS = 10
+"""That a batch's prompts take at most."""
 _MIN_PROMPT_TOKENS = 16
 _MAX_OUTPUT_TOKENS = 64
 _FILLED = 0.8
@@ -39,12 +41,11 @@ def time_steps(engine: Engine, seconds: float, rng: random.Random) -> TimedSteps
     steps: list[tuple[StepWork, float]] = []
     end_at = time.perf_counter() + seconds
     while len(steps) < MIN_STEPS or time.perf_counter() < end_at:
-        if len(steps) % _STEPS_PER_SIZE == 0:
-            load.choose_size()
-        load.fill()
+        if len(steps) % _STEPS_PER_BATCH == 0 or load.is_empty:
+            load.add_batch()
         output = engine.step()
         steps.append((load.take(output), output.step_s))
-    fit = StepTimeFit()
+    fit = StepTimeFit(records_decodes=engine.records_decodes)
     # The first ones are slow, and the fit leaves out the first that it sees of each kind.
     cold, warm = steps[: MIN_STEPS // 10], steps[MIN_STEPS // 10 :]
     rng.shuffle(warm)
@@ -55,27 +56,32 @@ def time_steps(engine: Engine, seconds: float, rng: random.Random) -> TimedSteps
 
 
 class Load:
-    """Sequences of random lengths, as many as the batch is to have."""
+    """Batches of sequences of random lengths."""
 
     def __init__(self, engine: Engine, rng: random.Random) -> None:
         self._engine = engine
         self._rng = rng
         self._ids = map(str, itertools.count())
         self._num_computed: dict[Sequence, int] = {}
-        self._size = 1
 
-    def choose_size(self) -> None:
-        """Small batches as often as large ones."""
-        largest = math.log(self._engine.config.max_batch_size)
-        self._size = round(math.exp(self._rng.uniform(0.0, largest)))
+    @property
+    def is_empty(self) -> bool:
+        return not self._num_computed
 
-    def fill(self) -> None:
-        while len(self._num_computed) < self._size:
-            seq = self._sequence()
+    def add_batch(self) -> None:
+        """To those who still decode: small ones as often as large ones, of short prompts as often
+        as of long ones."""
+        size = self._log_uniform(1, self._engine.config.max_batch_size)
+        longest = max(self._engine.max_sequence_tokens - _MAX_OUTPUT_TOKENS, _MIN_PROMPT_TOKENS)
+        longest = self._log_uniform(_MIN_PROMPT_TOKENS, longest)
+        left_tokens = _PROMPT_STEPS * self._engine.config.max_tokens_per_step
+        while len(self._num_computed) < size and left_tokens > 0:
+            seq = self._sequence(min(longest, left_tokens))
             if self._held_tokens() + self._final_tokens(seq) > self._room_tokens():
                 if self._num_computed:
                     return
-                seq = self._sequence(shortest=True)
+                seq = self._sequence(_MIN_PROMPT_TOKENS)
+            left_tokens -= seq.num_prefill_tokens
             self._num_computed[seq] = 0
             self._engine.add(seq)
 
@@ -95,10 +101,12 @@ class Load:
                 del self._num_computed[seq]
         return work
 
-    def _sequence(self, *, shortest: bool = False) -> Sequence:
-        longest = max(self._engine.max_sequence_tokens - _MAX_OUTPUT_TOKENS, _MIN_PROMPT_TOKENS)
-        low, high = math.log(_MIN_PROMPT_TOKENS), math.log(longest)
-        num_tokens = _MIN_PROMPT_TOKENS if shortest else int(math.exp(self._rng.uniform(low, high)))
+    def _log_uniform(self, least: int, most: int) -> int:
+        return round(math.exp(self._rng.uniform(math.log(least), math.log(most))))
+
+    def _sequence(self, longest: int) -> Sequence:
+        least = min(_MIN_PROMPT_TOKENS, longest)
+        num_tokens = self._log_uniform(least, longest)
         request = Request(
             request_id=next(self._ids),
             prompt_token_ids=tuple(self._rng.randrange(_VOCABULARY) for _ in range(num_tokens)),

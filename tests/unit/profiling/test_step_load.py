@@ -30,9 +30,8 @@ def test_what_was_in_a_step_is_what_the_engine_says(tiny_model_path: Path) -> No
     load = Load(engine, random.Random(1))
     found = []
     for number in range(150):
-        if number % 10 == 0:
-            load.choose_size()
-        load.fill()
+        if number % 20 == 0 or load.is_empty:
+            load.add_batch()
         found.append(load.take(engine.step()))
     assert found == witness.works
     assert {work.num_prefill_tokens > 0 for work in found} == {True, False}
