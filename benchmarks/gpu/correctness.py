@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ class Checked:
     is_good: bool
 
 
-def check_model(name: str, device: str, backend: str) -> list[Checked]:
+def check_model(name: str, device: str, backend: str) -> Iterator[Checked]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         torch.manual_seed(0)
@@ -87,12 +89,9 @@ def check_model(name: str, device: str, backend: str) -> list[Checked]:
             if parameter_name.endswith("sinks"):
                 torch.nn.init.normal_(parameter)
         reference.save_pretrained(path)
-        return [
-            _check(name, reference, path, device, dtype, backend, is_recorded=is_recorded)
-            for dtype in TOLERANCES
-            for is_recorded in (False, True)
-            if not is_recorded or recorder_for(device) is not None
-        ]
+        for dtype, is_recorded in itertools.product(TOLERANCES, (False, True)):
+            if not is_recorded or recorder_for(device) is not None:
+                yield _check(name, reference, path, device, dtype, backend, is_recorded=is_recorded)
 
 
 def _check(

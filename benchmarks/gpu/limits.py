@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,13 @@ def seconds(device: torch.device, action: Callable[[], object], repeats: int = _
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Of what nobody refers to any more: other processes, or much larger tensors, may need it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _read_bytes_per_s(device: torch.device, num_bytes: int) -> float:

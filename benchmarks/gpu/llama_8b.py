@@ -39,7 +39,7 @@ def gpu_sizes() -> Sizes:
         num_hidden_layers=32,
         num_attention_heads=32,
         num_key_value_heads=8,
-        max_position_embeddings=8192,
+        max_position_embeddings=131_072,
         tie_word_embeddings=False,
     )
     return Sizes(
@@ -74,6 +74,13 @@ def cpu_sizes() -> Sizes:
     )
 
 
+def random_llama(config: LlamaConfig, device: torch.device) -> PreTrainedModel:
+    """Of random weights in bf16, made on ``device``."""
+    with device:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return model
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """``share`` is of the least time that the limits allow, over the time taken."""
@@ -94,10 +101,7 @@ class Llama:
         self._sizes = sizes
         self._limits = limits
         self._vocab_size = sizes.config.vocab_size
-        with device:
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                sizes.config, dtype=torch.bfloat16
-            )
+        model = random_llama(sizes.config, device)
         output_weights = sizes.config.vocab_size * sizes.config.hidden_size
         # A step reads a few rows of the input embedding only, which is as large.
         weights = sum(each.numel() for each in model.parameters())
