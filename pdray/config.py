@@ -276,7 +276,8 @@ class PdrayConfig(Section):
                 open_checkpoint(model_path).num_bytes_as(dtype),
                 settings.tensor_parallel,
             )
-        return EngineConfig(dtype=dtype, itl_s=self.slo.itl_s, **fields)
+        slo = self.slo
+        return EngineConfig(dtype=dtype, itl_s=slo.itl_s, max_seat_wait_s=slo.ttft_s, **fields)
 
     def tier_config(self, pool: str) -> TierConfig | None:
         """What a worker of this pool has below its device."""

@@ -8,6 +8,7 @@ that history.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -16,6 +17,7 @@ from pdray.engine.block_needs import first_needed_block
 from pdray.engine.prefix_cache import PrefixCache
 from pdray.engine.prefix_fill import PrefixFill
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
+from pdray.engine.seats import Seats
 from pdray.engine.sequence import Sequence
 from pdray.engine.sequence_blocks import SequenceBlocks
 from pdray.engine.step_budget import KnownStepTimes, StepBudget
@@ -63,7 +65,8 @@ def scheduler_of(
         max_batch_size=max_batch_size,
         itl_s=itl_s,
     )
-    return Scheduler(blocks, budget), prefix_cache
+    seats = Seats(budget, max_wait_s=math.inf, clock=lambda: 0.0)
+    return Scheduler(blocks, budget, seats), prefix_cache
 
 
 def digest_after(digest: bytes, token_id: int) -> bytes:

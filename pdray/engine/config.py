@@ -12,7 +12,8 @@ class EngineConfig:
     ``block_size``, ``max_tokens_per_step`` and ``max_model_len`` count tokens; ``num_threads``
     None leaves torch's own choice. With ``tensor_parallel`` ranks, ``kv_cache_bytes`` and
     ``num_threads`` are each rank's. ``itl_s`` is how long a step with decodes in it should take at
-    most; with None they take as long as they take.
+    most; with None they take as long as they take. Who has waited ``max_seat_wait_s`` for a place
+    in a batch that keeps to it gets one all the same.
     """
 
     block_size: int
@@ -26,3 +27,4 @@ class EngineConfig:
     num_threads: int | None
     tensor_parallel: int
     itl_s: float | None = None
+    max_seat_wait_s: float = 2.0

@@ -35,6 +35,7 @@ from pdray.engine.runner import make_layout, make_runner
 from pdray.engine.sampling.sampled import SampledToken
 from pdray.engine.sampling.sampler import Sampler
 from pdray.engine.scheduler import ScheduledChunk, Scheduler, StepPlan
+from pdray.engine.seats import Seats
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.sequence_blocks import SequenceBlocks, TurnEnd
 from pdray.engine.shared_prefixes import SharedPrefixes
@@ -99,15 +100,14 @@ class Engine:
         )
         self.records_decodes = recorder is not None
         self._fit = StepTimeFit(records_decodes=self.records_decodes)
-        self._scheduler = Scheduler(
-            self._blocks,
-            StepBudget(
-                self._fit,
-                max_tokens_per_step=config.max_tokens_per_step,
-                max_batch_size=config.max_batch_size,
-                itl_s=config.itl_s,
-            ),
+        budget = StepBudget(
+            self._fit,
+            max_tokens_per_step=config.max_tokens_per_step,
+            max_batch_size=config.max_batch_size,
+            itl_s=config.itl_s,
         )
+        seats = Seats(budget, max_wait_s=config.max_seat_wait_s, clock=time.monotonic)
+        self._scheduler = Scheduler(self._blocks, budget, seats)
         self.published = PublishedBlocks(self._blocks, self.holds, self._changed)
         self.pausing = Pausing(self._scheduler, self._changed)
         self.prefix_fills = PrefixFills(
@@ -188,11 +188,10 @@ class Engine:
         with self._changed:
             return self._scheduler.prefill_backlog_tokens + self._grammars.preparing_tokens
 
-    @property
-    def num_seats(self) -> int:
-        """Sequences that may decode together within the ITL target, as far as is known."""
+    def has_room(self, num_taken: int) -> bool:
+        """For one more to decode here, beside ``num_taken`` who do, or will (seats.py)."""
         with self._changed:
-            return self._scheduler.num_seats
+            return self._scheduler.has_room(num_taken)
 
     @property
     def step_time(self) -> StepTime | None:

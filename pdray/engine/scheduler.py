@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pdray.core.step_time import StepWork
+from pdray.engine.seats import Seats
 from pdray.engine.sequence import Sequence, SequenceState
 from pdray.engine.sequence_blocks import SequenceBlocks, Start
 from pdray.engine.step_budget import StepBudget
@@ -74,9 +75,10 @@ class Scheduler:
     the oldest always goes on.
     """
 
-    def __init__(self, blocks: SequenceBlocks, budget: StepBudget) -> None:
+    def __init__(self, blocks: SequenceBlocks, budget: StepBudget, seats: Seats) -> None:
         self._blocks = blocks
         self._budget = budget
+        self._seats = seats
         self._waiting: deque[Sequence] = deque()
         self._ready: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
@@ -104,10 +106,9 @@ class Scheduler:
         contexts = [seq.num_tokens for seq in self._running if seq.is_decoding]
         return StepWork(num_decodes=len(contexts), num_context_tokens=sum(contexts))
 
-    @property
-    def num_seats(self) -> int:
-        """How many may be in the batch, as far as they decode here."""
-        return self._budget.num_seats(self.decode_work)
+    def has_room(self, num_taken: int) -> bool:
+        """For one more to decode here, beside ``num_taken`` who do, or will."""
+        return self._seats.has_room(num_taken, self.decode_work)
 
     @property
     def has_work(self) -> bool:
@@ -137,7 +138,10 @@ class Scheduler:
         here, or there; or none."""
         if self.is_pool_promised:
             return False
-        return self._blocks.reserve(seq, num_margin_tokens, may_arrive_longer)
+        if not self._blocks.reserve(seq, num_margin_tokens, may_arrive_longer):
+            return False
+        self._seats.take()
+        return True
 
     @property
     def is_pool_promised(self) -> bool:
@@ -243,9 +247,10 @@ class Scheduler:
         return self._find_next_start() is not None and self._has_seat(self._waiting[0])
 
     def _has_seat(self, seq: Sequence) -> bool:
-        """A lent one leaves before it decodes."""
-        num_seats = self._budget.max_batch_size if seq.is_lent else self.num_seats
-        return len(self._running) < num_seats
+        """A lent one leaves before it decodes; one that has tokens was let in before."""
+        if seq.is_lent or seq.output_token_ids:
+            return len(self._running) < self._budget.max_batch_size
+        return self.has_room(len(self._running))
 
     def _take_unread(self, seq: Sequence) -> ScheduledChunk:
         # What had to be copied, the running step has copied.
@@ -292,6 +297,8 @@ class Scheduler:
         return seq
 
     def _run(self, seq: Sequence) -> None:
+        if not seq.is_lent and not seq.output_token_ids:
+            self._seats.take()
         seq.state = SequenceState.RUNNING
         bisect.insort(self._running, seq, key=lambda each: each.age)
 

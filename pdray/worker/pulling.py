@@ -127,8 +127,8 @@ class Pulling:
         num_taken = len(self._pulls) + self._engine.num_running + self._engine.num_waiting
         if num_taken >= self._max_batch_size:
             return reply(f"batch of {self._max_batch_size} is full")
-        if num_taken >= (num_seats := self._engine.num_seats):
-            return reply(f"more than {num_seats} could not keep to the ITL target")
+        if not self._engine.has_room(num_taken):
+            return reply(f"more than {num_taken} could not keep to the ITL target")
         request = handoff.request
         sequence = Sequence.from_request(request, handoff.attempt, is_lent=False)
         sequence.output_token_ids += handoff.made_token_ids or ()

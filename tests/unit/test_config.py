@@ -291,6 +291,7 @@ def test_engine_config_has_the_pools_settings_in_bytes(tiny_model_path: Path) ->
         num_threads=1,
         tensor_parallel=1,
         itl_s=0.2,
+        max_seat_wait_s=2.0,
     )
 
 

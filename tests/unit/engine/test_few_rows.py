@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import llvmlite.binding as llvm
 import pytest
 import torch
 from torch import nn
@@ -13,10 +14,15 @@ def packed(weight_OI: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI, 16)
 
 
+# For a CPU with AMX, oneDNN packs a bf16 weight into AMX's tiles.
+has_amx_bf16 = llvm.get_host_cpu_features().get("amx-bf16", False)
 DTYPES = [
     pytest.param(torch.float32, marks=pytest.mark.skipif(not has_avx512, reason="no AVX-512")),
     pytest.param(
-        torch.bfloat16, marks=pytest.mark.skipif(not has_avx512_bf16, reason="no AVX-512 bf16")
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            not has_avx512_bf16 or has_amx_bf16, reason="no AVX-512 bf16, or AMX"
+        ),
     ),
 ]
 
