@@ -57,6 +57,9 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.25
 _LOOK_S = 1.0
 _FORCE_EXIT_AFTER_S = 60.0
+_HEAD_NODE = "node:__internal_head__"
+"""A resource that Ray's head has, and no node that scaling or a cloud takes away. An actor that
+needs nothing comes to a random node, and keeps that from being drained."""
 _MAX_CONCURRENCY = 100_000
 _KEPT_FOR_S = 600.0
 """At most, however often what is parked at a retired generation's workers is renewed."""
@@ -386,6 +389,7 @@ def get_or_make_controller(config: PdrayConfig, claimed_at: float) -> Controller
             max_restarts=0,
             max_concurrency=_MAX_CONCURRENCY,
             num_cpus=0,
+            resources={_HEAD_NODE: 0.001},
         )
         .remote(config, claimed_at)
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import ray
@@ -11,6 +14,13 @@ from ray.actor import ActorHandle
 from .handles import ControllerHandle, WorkerHandle
 
 NAMESPACE = "pdray"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlace:
+    generation: str
+    pool: str
+    index: int
 
 
 def application_prefix(application: str) -> str:
@@ -26,11 +36,22 @@ def worker_name(application: str, generation: str, pool: str, index: int) -> str
     return f"{application_prefix(application)}{generation}:worker:{pool}:{index}"
 
 
-def pool_and_index(name: str, application: str, generation: str) -> tuple[str, int] | None:
-    """The place of a worker of this generation; None for whatever else has the name."""
-    prefix = f"{application_prefix(application)}{generation}:worker:"
-    pool, _, index = name.removeprefix(prefix).rpartition(":")
-    return (pool, int(index)) if name.startswith(prefix) else None
+def place_of(name: str, application: str) -> WorkerPlace | None:
+    """Of a worker, of any generation; None for whatever else has the name."""
+    generation, is_worker, rest = name.removeprefix(application_prefix(application)).partition(
+        ":worker:"
+    )
+    pool, _, index = rest.rpartition(":")
+    return WorkerPlace(generation, pool, int(index)) if is_worker else None
+
+
+def largest_pools(places: Iterable[WorkerPlace]) -> dict[str, int]:
+    """By pool, the most places that a generation has there."""
+    sizes = Counter((place.pool, place.generation) for place in places)
+    largest: dict[str, int] = {}
+    for (pool, _), size in sizes.items():
+        largest[pool] = max(size, largest.get(pool, 0))
+    return largest
 
 
 def is_controller(name: str) -> bool:

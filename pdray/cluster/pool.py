@@ -11,7 +11,7 @@ from pdray.core.request import WorkerId
 from pdray.core.scaling import PlaceCounts, PoolTarget
 
 from .messages import WorkerStatus
-from .names import living_actors, pool_and_index
+from .names import largest_pools, living_actors, place_of
 from .node_groups import steady_first
 from .slot import WorkerEvents, WorkerSlot
 
@@ -42,17 +42,18 @@ class WorkerPools:
                 self._add_slot(name)
 
     async def adopt_living(self) -> dict[str, int]:
-        """Workers that a controller of this generation before has made, by pool: each has a slot
-        from now on."""
-        serve = self._config.serve
-        living: Counter[str] = Counter()
-        for name in await living_actors(serve.application):
-            place = pool_and_index(name, serve.application, self._config.generation)
-            if place is not None and place[0] in self._targets:
-                living[place[0]] += 1
-                if place not in self._slots:
-                    self._slots[place] = self._new_slot(*place)
-        return dict(living)
+        """Workers that a controller of this generation before has made have a slot from now on.
+        Returns how many there are, by pool; of another generation, whose load this one is to have,
+        where it has more."""
+        application = self._config.serve.application
+        names = await living_actors(application)
+        found = [place for name in names if (place := place_of(name, application)) is not None]
+        found = [place for place in found if place.pool in self._targets]
+        for place in found:
+            key = place.pool, place.index
+            if place.generation == self._config.generation and key not in self._slots:
+                self._slots[key] = self._new_slot(*key)
+        return largest_pools(found)
 
     def find(self, pool: str, index: int) -> WorkerSlot | None:
         return self._slots.get((pool, index))

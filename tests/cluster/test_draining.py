@@ -86,6 +86,7 @@ async def test_a_node_that_ray_drains_is_left_by_its_streams_and_its_worker(
     shutil.rmtree(folder, ignore_errors=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the worker has left" in done.stdout
+    assert "the node has ended" in done.stdout
 
 
 async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> None:
@@ -123,6 +124,8 @@ async def drain_a_node(leaver_node_id: str, address: str, model_path: Path) -> N
         assert num_placed_again(frontend.frontend) == 0
         assert num_migrated(frontend.frontend) > 0
         print(f"the worker has left after {num_streams} streams")
+    await until_the_node_has_ended(leaver_node_id)
+    print("the node has ended")
 
 
 async def until_one_decodes(
@@ -150,6 +153,15 @@ async def it_decodes_one_of(
 
 async def until_it_has_left(frontend: ClusterFrontend, worker_id: WorkerId) -> None:
     await frontend.until(lambda s: worker_id not in {each.worker_id for each in s.workers})
+
+
+async def until_the_node_has_ended(node_id: str) -> None:
+    """Ray ends a node that drains once nothing runs there."""
+    import ray
+
+    async with asyncio.timeout(30):
+        while any(each["Alive"] for each in ray.nodes() if each["NodeID"] == node_id):
+            await asyncio.sleep(0.2)
 
 
 def drain_node(node_id: str, address: str) -> None:
