@@ -36,6 +36,7 @@ MODEL = "gemma-3-270m"
 _LOAD_S = 90.0
 _START_S = 300.0
 _VOCAB_SIZE = 200_000
+_NUM_BEFORE = 2
 _ENGINE = {
     "kv_cache_bytes": "512MiB",
     "max_tokens_per_step": 256,
@@ -129,7 +130,9 @@ def served(path: Path) -> Iterator[str]:
 async def measure(url: str, rung: Rung, rng: random.Random, num_clients: int) -> Found:
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(base_url=url, timeout=timeout) as http:
-        before = await _serving(http, rung.phase)
+        before = set[str]()
+        for _ in range(_NUM_BEFORE):  # one after the other: these have work for one worker alone
+            before |= {worker for worker, _ in await _ask(http, rung, rng)}
         began_at = time.time()
         found = Found()
         is_over = asyncio.Event()
@@ -137,7 +140,7 @@ async def measure(url: str, rung: Rung, rng: random.Random, num_clients: int) ->
             asyncio.create_task(_ask_on(http, rung, rng, before, found, began_at, is_over))
             for _ in range(num_clients)
         ]
-        watch = asyncio.create_task(_watch(http, rung, before, found, began_at))
+        watch = asyncio.create_task(_watch(http, rung, len(before), found, began_at))
         try:
             await asyncio.wait_for(is_over.wait(), _LOAD_S)
         except TimeoutError:
@@ -148,22 +151,18 @@ async def measure(url: str, rung: Rung, rng: random.Random, num_clients: int) ->
     return found
 
 
-async def _serving(http: aiohttp.ClientSession, phase: str) -> set[str]:
-    """Workers that take work of this phase."""
+async def _num_serving(http: aiohttp.ClientSession, phase: str) -> int:
+    """Workers that take work of this phase; a standby is ready, and takes none."""
     async with http.get("/dashboard/data") as answer:
         now = await answer.json()
     scaled = [each["decision"] for each in now["scaling"] if each["decision"]["pool"] == phase]
-    workers = [
-        each["worker_id"]
-        for each in now["workers"]
-        if each["state"] == "ready" and each["role"] in (phase, "mixed")
-    ]
-    # A standby is ready, and takes nothing.
-    return set(workers[: scaled[0]["current"]] if scaled else workers)
+    if scaled:
+        return int(scaled[0]["current"])
+    return sum(w["state"] == "ready" and w["role"] in (phase, "mixed") for w in now["workers"])
 
 
 async def _watch(
-    http: aiohttp.ClientSession, rung: Rung, before: set[str], found: Found, began_at: float
+    http: aiohttp.ClientSession, rung: Rung, num_before: int, found: Found, began_at: float
 ) -> None:
     while found.ready_s is None:
         async with http.get("/dashboard/scaling") as answer:
@@ -176,7 +175,7 @@ async def _watch(
         ]
         if more and found.decided_s is None:
             found.decided_s = more[0] - began_at
-        if await _serving(http, rung.phase) - before:
+        if await _num_serving(http, rung.phase) > num_before:
             found.ready_s = time.time() - began_at
         await asyncio.sleep(0.1)
 
@@ -191,28 +190,40 @@ async def _ask_on(
     is_over: asyncio.Event,
 ) -> None:
     while not is_over.is_set():
-        sent_at = time.time()
-        body = {
-            "model": MODEL,
-            "prompt": make_prompt("token-ids", rung.prompt_tokens, _VOCAB_SIZE, rng),
-            "max_tokens": rung.max_tokens,
-            "temperature": 0.0,
-            "ignore_eos": True,
-        }
-        headers = {"X-Pdray-Timeline": "1"}
-        async with http.post("/v1/completions", json=body, headers=headers) as answer:
-            text = await answer.text()
-            if answer.status != 200:
-                raise ValueError(f"status {answer.status}: {text[:200]}")
-            (timeline,) = json.loads(answer.headers["X-Pdray-Timeline"])
-        at_s = sent_at - began_at
-        for phase in timeline["phases"]:
-            # A prompt's first token comes at the phase's end, a decode's soon after its begin.
-            token_s = at_s + (phase["ms"] / 1e3 if rung.phase == "prefill" else 0.0)
-            at_s += phase["ms"] / 1e3
-            if phase["name"] == rung.phase and phase["worker"] not in before:
+        sent_s = time.time() - began_at
+        for worker, after_s in await _ask(http, rung, rng):
+            if worker not in before:
+                token_s = sent_s + after_s
                 found.first_token_s = min(found.first_token_s or token_s, token_s)
                 is_over.set()
+
+
+async def _ask(
+    http: aiohttp.ClientSession, rung: Rung, rng: random.Random
+) -> list[tuple[str, float]]:
+    """The workers that did the rung's phase of a request, each with when its first token came,
+    in seconds after the request was sent."""
+    body = {
+        "model": MODEL,
+        "prompt": make_prompt("token-ids", rung.prompt_tokens, _VOCAB_SIZE, rng),
+        "max_tokens": rung.max_tokens,
+        "temperature": 0.0,
+        "ignore_eos": True,
+    }
+    headers = {"X-Pdray-Timeline": "1"}
+    async with http.post("/v1/completions", json=body, headers=headers) as answer:
+        text = await answer.text()
+        if answer.status != 200:
+            raise ValueError(f"status {answer.status}: {text[:200]}")
+        (timeline,) = json.loads(answer.headers["X-Pdray-Timeline"])
+    found, at_s = [], 0.0
+    for phase in timeline["phases"]:
+        # A prompt's first token comes at the phase's end, a decode's soon after its begin.
+        token_s = at_s + (phase["ms"] / 1e3 if rung.phase == "prefill" else 0.0)
+        at_s += phase["ms"] / 1e3
+        if phase["name"] == rung.phase:
+            found.append((phase["worker"], token_s))
+    return found
 
 
 def main() -> None:
