@@ -54,13 +54,10 @@ from pdray.transfer.epochs import EPOCH_BYTES, Epochs
 logger = logging.getLogger(__name__)
 
 _BACKEND = "UCX"
-UCX_DEFAULTS = {
-    # Else GPU memory is read through TCP where there is no NVLink.
-    "UCX_CUDA_IPC_ENABLE_GET_ZCOPY": "on",
-    # A leak in its registration cache with long-lived peers, bounded as vLLM does it.
-    "UCX_RCACHE_MAX_UNRELEASED": "1024",
-}
-"""Settings that UCX gets where the environment has none."""
+# A leak in UCX's registration cache with long-lived peers, bounded as vLLM does it.
+_UNRELEASED = ("UCX_RCACHE_MAX_UNRELEASED", "1024")
+# Else GPU memory is read through TCP where there is no NVLink. Without a GPU UCX does not know it.
+_IPC_READS = ("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on")
 NUM_LANDINGS = 1024
 """Epochs that may be on their way here at once."""
 _Part = tuple[nixl_prepped_dlist_handle, Sequence[int]]
@@ -117,7 +114,7 @@ class NixlTransport:
         # Another name for each life: NIXL would take a restarted worker for the old one.
         agent_name = f"{worker_id}-{secrets.token_hex(4)}"
         try:
-            self._agent = _make_agent(agent_name)
+            self._agent = _make_agent(agent_name, region.device_id)
             self._registrations = [self._register(region)]
             landings = (int(self._landings.ctypes.data), NUM_LANDINGS)
             own_epochs = (self.epochs.address, self.epochs.num_slots)
@@ -365,9 +362,10 @@ class NixlTransport:
         )
 
 
-def _make_agent(agent_name: str) -> nixl_agent:
-    for name, value in UCX_DEFAULTS.items():
-        os.environ.setdefault(name, value)
+def _make_agent(agent_name: str, device_id: int | None) -> nixl_agent:
+    os.environ.setdefault(*_UNRELEASED)
+    if device_id is not None:
+        os.environ.setdefault(*_IPC_READS)
     quieten_nixl()
     agent = nixl_agent(agent_name, nixl_agent_config(enable_prog_thread=False, backends=[_BACKEND]))
     if _BACKEND not in agent.backends:
